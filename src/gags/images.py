@@ -1,0 +1,253 @@
+"""Pictures in and out, resizing, colour maps and overlays.
+
+A picture is ``UInt8[Tensor, "height width 3"]``, RGB in sRGB as cameras write it, row 0 at the top.
+Positions in pictures are (x, y) in pixels with pixel centres at +0.5 (see ``gags.geometry``).
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image as PilImage
+from PIL import ImageDraw
+from scipy import ndimage
+from torch import Tensor
+
+from gags.errors import GagsError
+
+Rgb = tuple[int, int, int]
+ColormapName = Literal["turbo", "viridis"]
+
+# Evenly spaced stops of the two maps (Mikhailov 2019; van der Walt and Smith 2015), joined by straight lines in sRGB.
+_STOPS: dict[str, str] = {
+    "turbo": "30123b 4145ab 4675ed 39a2fc 1bcfd4 24eca6 61fc6c a4fc3b d1e834 f3c63a fe9b2d f36315 d93806 b11901 7a0402",
+    "viridis": "440154 482878 3e4a89 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725",
+}
+_JPEG_SUFFIXES = (".jpg", ".jpeg")
+_JPEG_QUALITY = 95
+# What Pillow raises, depending on the format, on files that are no pictures or stop too early.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, PilImage.DecompressionBombError)
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture from its header alone.
+
+    The EXIF orientation is not applied: COLMAP's cameras know pixels as they are stored.
+    """
+    with _open_picture(path) as picture:
+        return picture.size
+
+
+def read_image(path: Path) -> UInt8[Tensor, "height width 3"]:
+    """The picture in a file, as RGB.
+
+    The EXIF orientation is not applied (see ``image_size``); an alpha channel is dropped; 16-bit grey is cut to 8 bits.
+    Raises GagsError when the file is missing, no picture, or truncated.
+    """
+    with _open_picture(path) as picture:
+        try:
+            if picture.mode.startswith("I;16") or picture.mode == "I":
+                grey = np.asarray(picture).astype(np.uint32) >> 8
+                pixels = np.repeat(grey.astype(np.uint8)[:, :, None], 3, axis=2)
+            else:
+                pixels = np.array(picture.convert("RGB"))
+        except _UNREADABLE as error:
+            raise GagsError(
+                f"{path}: expected a complete picture of {picture.width}x{picture.height} pixels, found a file that "
+                f"is truncated or damaged ({error}); copy or export it again, or remove it from the scene"
+            ) from error
+    return torch.from_numpy(pixels)
+
+
+def write_image(path: Path, image: UInt8[Tensor, "height width 3"]) -> None:
+    """Write a PNG or JPEG, chosen by the suffix.
+
+    The file appears whole or not at all. Equal pictures give equal bytes.
+    """
+    suffix = path.suffix.lower()
+    if suffix != ".png" and suffix not in _JPEG_SUFFIXES:
+        raise GagsError(f"{path}: expected a name that ends in .png, .jpg or .jpeg, found {path.suffix!r}; rename it")
+    buffer = io.BytesIO()
+    picture = PilImage.fromarray(image.cpu().numpy())
+    if suffix == ".png":
+        picture.save(buffer, format="PNG")
+    else:
+        picture.save(buffer, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise GagsError(
+            f"{path}: could not write the picture ({error.strerror}); check that the folder exists, is writable and "
+            "its disk is not full"
+        ) from error
+
+
+def resize_image(
+    image: UInt8[Tensor, "height width 3"], width: int, height: int
+) -> UInt8[Tensor, "new_height new_width 3"]:
+    """The picture at another size: area average when it shrinks, bicubic when it grows, itself at the same size.
+
+    The picture's borders stay its borders, so ``Camera.resized`` describes the new picture exactly.
+    """
+    old_height, old_width = image.shape[:2]
+    if (old_width, old_height) == (width, height):
+        return image
+    shrinks = width <= old_width and height <= old_height
+    method = PilImage.Resampling.BOX if shrinks else PilImage.Resampling.BICUBIC
+    return torch.from_numpy(np.array(PilImage.fromarray(image.numpy()).resize((width, height), method)))
+
+
+def colormap(
+    values: Float[Tensor, "height width"], low: float = 0.0, high: float = 1.0, name: ColormapName = "turbo"
+) -> UInt8[Tensor, "height width 3"]:
+    """Colours of ``values``: ``low`` and less is the map's first colour, ``high`` and more its last; NaN is black."""
+    stops = torch.tensor([list(bytes.fromhex(stop)) for stop in _STOPS[name].split()], dtype=torch.float32)
+    # The smallest width that keeps the division finite where low == high (a constant map).
+    width = max(high - low, 1e-12)
+    position = ((values.detach().cpu().float() - low) / width).clamp(0.0, 1.0) * (len(stops) - 1)
+    position = position.nan_to_num(0.0)
+    lower = position.long().clamp(max=len(stops) - 2)
+    fraction = (position - lower)[..., None]
+    colors = stops[lower] * (1.0 - fraction) + stops[lower + 1] * fraction
+    return colors.round().to(torch.uint8) * values.detach().cpu().isfinite()[..., None]
+
+
+def overlay(
+    image: UInt8[Tensor, "height width 3"], heat: Float[Tensor, "height width"], opacity: float = 0.6
+) -> UInt8[Tensor, "height width 3"]:
+    """Heat in 0..1 drawn over a photograph.
+
+    Cold places show the photograph in grey, hot ones the heat's colour, at most ``opacity`` of it: what is found keeps
+    its own texture and stands out from what is not.
+    """
+    heat = heat.detach().cpu().float().nan_to_num(0.0).clamp(0.0, 1.0)
+    photo = image.cpu().float()
+    luma = photo @ torch.tensor([0.299, 0.587, 0.114])
+    weight = heat[..., None]
+    base = photo * weight + (0.7 * luma[..., None]) * (1.0 - weight)
+    # Saturates early, so that a half-hot place already shows its colour.
+    blend = opacity * (2.0 * weight).clamp(max=1.0)
+    return (base * (1.0 - blend) + colormap(heat).float() * blend).round().to(torch.uint8)
+
+
+def draw_mask(
+    image: UInt8[Tensor, "height width 3"],
+    mask: Bool[Tensor, "height width"],
+    color: Rgb = (255, 60, 60),
+    opacity: float = 0.45,
+) -> UInt8[Tensor, "height width 3"]:
+    """A mask as a tint with a solid outline two pixels wide."""
+    inside = mask.cpu().numpy()
+    outline = inside & ~ndimage.binary_erosion(inside, iterations=2, border_value=1)
+    weight = torch.from_numpy(np.where(outline, 1.0, np.where(inside, opacity, 0.0)).astype(np.float32))[..., None]
+    return (image.cpu().float() * (1.0 - weight) + torch.tensor(color) * weight).round().to(torch.uint8)
+
+
+def draw_box(
+    image: UInt8[Tensor, "height width 3"],
+    box_xyxy_px: Sequence[float],
+    color: Rgb = (255, 220, 40),
+    thickness_px: int = 2,
+) -> UInt8[Tensor, "height width 3"]:
+    """A rectangle whose outer edge is the box (x1, y1, x2, y2)."""
+    picture = PilImage.fromarray(image.cpu().numpy())
+    left, top, right, bottom = (round(edge) for edge in box_xyxy_px)
+    right, bottom = max(right - 1, left), max(bottom - 1, top)
+    ImageDraw.Draw(picture).rectangle((left, top, right, bottom), outline=color, width=thickness_px)
+    return torch.from_numpy(np.array(picture))
+
+
+def draw_point(
+    image: UInt8[Tensor, "height width 3"],
+    xy_px: Sequence[float],
+    color: Rgb = (255, 220, 40),
+    radius_px: float = 5.0,
+) -> UInt8[Tensor, "height width 3"]:
+    """A disc with a dark rim, to be seen on any background."""
+    height, width = image.shape[:2]
+    x = torch.arange(width) + 0.5 - float(xy_px[0])
+    y = torch.arange(height) + 0.5 - float(xy_px[1])
+    distance_px = torch.hypot(x[None, :], y[:, None])[..., None]
+    # Coverage falls over one pixel: an antialiased edge.
+    rim = (radius_px + 2.0 - distance_px).clamp(0.0, 1.0)
+    disc = (radius_px + 0.5 - distance_px).clamp(0.0, 1.0)
+    drawn = image.cpu().float() * (1.0 - rim) + torch.tensor([15.0, 15.0, 15.0]) * rim
+    return (drawn * (1.0 - disc) + torch.tensor(color) * disc).round().to(torch.uint8)
+
+
+def feature_colors(features: Float[Tensor, "height width d"]) -> UInt8[Tensor, "height width 3"]:
+    """A feature map's first three principal components as red, green and blue.
+
+    Each component spans black to full between its 1st and 99th percentile and has the sign that makes the largest entry
+    of its axis positive. Pixels whose feature is exactly 0 (nothing was rendered there) are black and do not count.
+    """
+    height, width, d = features.shape
+    flat = features.detach().cpu().double().reshape(-1, d)
+    present = flat.abs().amax(dim=1) > 0.0
+    colors = torch.zeros(height * width, 3, dtype=torch.uint8)
+    samples = flat[present]
+    if len(samples) == 0:
+        return colors.reshape(height, width, 3)
+    centered = samples - samples.mean(dim=0)
+    # eigh sorts ascending: the last three axes, reversed, are the first components.
+    axes = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -3:].flip(1)
+    largest = axes.abs().argmax(dim=0, keepdim=True)
+    components = centered @ (axes * axes.gather(0, largest).sign())
+    for channel in range(components.shape[1]):
+        component = components[:, channel]
+        low, high = np.percentile(component.numpy(), (1.0, 99.0))
+        # A constant component (fewer than three directions) has no span: it becomes black, not noise.
+        span = high - low if high - low > 1e-9 * samples.abs().max() else np.inf
+        colors[present, channel] = ((component - low) / span).clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+    return colors.reshape(height, width, 3)
+
+
+def depth_colors(depth: Float[Tensor, "height width"]) -> UInt8[Tensor, "height width 3"]:
+    """Depth in scene units as colours, near is bright; 0 and less (nothing there) is black.
+
+    The scale is in 1 / depth between its 2nd and 98th percentile, which gives near things as many colours as far ones.
+    """
+    depth = depth.detach().cpu().float()
+    present = (depth > 0.0) & depth.isfinite()
+    if not bool(present.any()):
+        return torch.zeros(*depth.shape, 3, dtype=torch.uint8)
+    disparity = torch.where(present, 1.0 / depth, torch.nan)
+    low, high = np.percentile(disparity[present].numpy(), (2.0, 98.0))
+    return colormap(disparity, float(low), float(high), name="viridis")
+
+
+def side_by_side(*images: UInt8[Tensor, "_height _width 3"]) -> UInt8[Tensor, "height width 3"]:
+    """Pictures in a row from left to right, each scaled to the height of the first."""
+    height = images[0].shape[0]
+    scaled = [resize_image(image, max(1, round(image.shape[1] * height / image.shape[0])), height) for image in images]
+    return torch.cat(scaled, dim=1)
+
+
+def _open_picture(path: Path) -> PilImage.Image:
+    """The picture with its header read, pixels not yet."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns from 90 megapixels on, which a photograph may have; its error at twice that stays.
+            warnings.simplefilter("ignore", PilImage.DecompressionBombWarning)
+            return PilImage.open(path)
+    except FileNotFoundError as error:
+        raise GagsError(
+            f"{path}: expected a picture, found no such file; check the name or restore the file"
+        ) from error
+    except _UNREADABLE as error:
+        raise GagsError(
+            f"{path}: expected a picture (JPEG or PNG), found something else or a file cut off in its header "
+            f"({error}); copy or export it again, or remove it from the scene"
+        ) from error

@@ -1,0 +1,82 @@
+"""The numbers behind ``--preset``, of the demo, and of the tests' tiny scene."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from gags.distill import DistillConfig
+from gags.pipeline import RunConfig
+from gags.reconstruct import ReconstructConfig
+from gags.segment import SegmentConfig
+
+PresetName = Literal["fast", "balanced", "paper"]
+
+PAPER = RunConfig()
+"""The publication's numbers: every config's own defaults."""
+
+FAST = RunConfig(
+    reconstruct=ReconstructConfig(
+        iterations=4000,
+        max_side_px=404,
+        num_downscales=2,
+        resolution_schedule=500,
+        sh_degree=2,
+        sh_degree_interval=1000,
+        refine_start=300,
+        refine_stop=2800,
+        reset_every=0,
+        max_gaussians=100_000,
+        checkpoint_every=500,
+    ),
+    segment=SegmentConfig(max_side_px=404),
+    distill=DistillConfig(
+        iterations=2000, pixels_per_iteration=4096, checkpoint_every=500, feature_lr=5e-3, decoder_lr=1e-3
+    ),
+)
+"""Minutes on a laptop: small images, few iterations, distillation on sampled pixels with larger steps."""
+
+BALANCED = replace(
+    FAST,
+    reconstruct=ReconstructConfig(
+        iterations=10_000,
+        max_side_px=808,
+        num_downscales=2,
+        resolution_schedule=1500,
+        refine_stop=7000,
+        reset_every=0,
+        max_gaussians=250_000,
+        checkpoint_every=500,
+    ),
+    segment=SegmentConfig(max_side_px=808),
+    distill=replace(FAST.distill, iterations=6000),
+)
+"""An hour on a laptop, for photographs of about 800 pixels."""
+
+DEMO = replace(
+    FAST,
+    reconstruct=replace(
+        FAST.reconstruct, iterations=1000, max_side_px=400, resolution_schedule=200, sh_degree=0, refine_stop=700
+    ),
+    distill=replace(FAST.distill, iterations=600),
+)
+"""The built-in scene: 30 small pictures of a matt room."""
+
+TINY = RunConfig(
+    reconstruct=ReconstructConfig(
+        iterations=150,
+        sh_degree=0,
+        refine_start=50,
+        refine_stop=100,
+        refine_every=25,
+        reset_every=0,
+        checkpoint_every=50,
+    ),
+    segment=SegmentConfig(min_region_px=4),
+    distill=DistillConfig(
+        iterations=200, downscale=1, pixels_per_iteration=512, feature_lr=1e-2, decoder_lr=1e-3, checkpoint_every=50
+    ),
+)
+"""A handful of thumbnails, in seconds: for tests and first steps in code."""
+
+PRESETS: dict[PresetName, RunConfig] = {"fast": FAST, "balanced": BALANCED, "paper": PAPER}

@@ -1,0 +1,155 @@
+"""query_3d(): which Gaussians are what a phrase names?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from gags.encode import ImageTextEncoder
+from gags.errors import GagsError
+from gags.gaussians import Gaussians
+from gags.geometry import Camera, project
+from gags.query._query import QueryableField, QueryConfig, decoded_relevancy, phrase_vectors
+from gags.query._relevancy import stretch
+from gags.rasterize import render
+from gags.scene import View
+
+_OCCLUSION_CANDIDATES = 12
+_OCCLUSION_SIDE_PX = 160
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The Gaussians that answer one phrase."""
+
+    phrase: str
+    gaussian_ids: Int[Tensor, " selected"]
+    """Rows of the scene's Gaussians, ascending, int64."""
+    relevancy: Float[Tensor, " gaussian"]
+    """0..1 for every Gaussian of the scene."""
+    centroid_world: Float[Tensor, " 3"] | None
+    """Mean of the selected centres. None: nothing is selected."""
+    box_world: Float[Tensor, "2 3"] | None
+    """Smallest and largest coordinates of the selected centres. None: nothing is selected."""
+    score: float
+    """Mean relevancy of the selection; 0 when nothing is selected."""
+
+
+def query_3d(
+    field: QueryableField, phrases: Sequence[str], encoder: ImageTextEncoder, config: QueryConfig
+) -> list[Selection]:
+    """Search the Gaussians themselves (METHOD.md, stage 4, 3D; fixture 10).
+
+    Each Gaussian's own feature is decoded and scored; relevancy is stretched over all Gaussians, thresholded and
+    smoothed by a vote. All take part, whatever their opacity or size.
+
+    Returns:
+        A ``Selection`` for each phrase, in order.
+
+    Raises:
+        GagsError: an empty phrase.
+    """
+    positives, negatives = phrase_vectors(phrases, encoder, config)
+    scores = decoded_relevancy(field, field.features, positives, negatives, config)
+    means = field.gaussians.means
+    selected = smooth_selection(means, stretch(scores, (-1,)) > config.threshold, config)
+    return [
+        _describe(phrase, means, score, chosen) for phrase, score, chosen in zip(phrases, scores, selected, strict=True)
+    ]
+
+
+def smooth_selection(
+    means: Float[Tensor, "gaussian 3"], selected: Bool[Tensor, "phrase gaussian"], config: QueryConfig
+) -> Bool[Tensor, "phrase gaussian"]:
+    """Let every Gaussian's neighbourhood vote: many selected neighbours select it, few drop it, else it stays.
+
+    The reference counts votes within 0.05 scene units, so that selections vanish in scenes that are larger or sparser
+    than its own. Here the voters are the ``smooth_neighbours`` nearest Gaussians, themselves included, and the
+    reference's bounds of 20 and 10 become a half and a quarter of them: the result does not change with the scene's
+    scale. Small scenes vote in proportion. ``reference_quirks`` counts within the radius.
+    """
+    if config.reference_quirks:
+        votes = neighbour_counts(means, selected, config.smooth_radius)
+        share = 1.0
+    else:
+        votes, share = _nearest_votes(means, selected, config.smooth_neighbours)
+    kept = selected & ~(votes < share * config.smooth_min_votes)
+    return kept | (votes > share * config.smooth_votes)
+
+
+def neighbour_counts(
+    means: Float[Tensor, "gaussian 3"], selected: Bool[Tensor, "phrase gaussian"], radius: float
+) -> Int[Tensor, "phrase gaussian"]:
+    """Selected Gaussians within ``radius`` (at most) of each Gaussian, itself included, int64."""
+    centers = means.cpu().numpy().astype(np.float64)
+    counts = np.zeros(selected.shape, dtype=np.int64)
+    for row, chosen in enumerate(selected.cpu().numpy()):
+        if chosen.any():
+            counts[row] = cKDTree(centers[chosen]).query_ball_point(centers, radius, return_length=True, workers=-1)
+    return torch.from_numpy(counts).to(means.device)
+
+
+def _nearest_votes(
+    means: Float[Tensor, "gaussian 3"], selected: Bool[Tensor, "phrase gaussian"], neighbours: int
+) -> tuple[Int[Tensor, "phrase gaussian"], float]:
+    """Selected ones among each Gaussian's nearest, and how much of the wanted neighbourhood the scene can fill."""
+    count = min(neighbours, means.shape[0])
+    centers = means.cpu().numpy()
+    _, nearest = cKDTree(centers).query(centers, k=np.arange(1, count + 1), workers=-1)
+    votes = selected[:, torch.from_numpy(nearest).to(selected.device)].sum(dim=2)
+    return votes, count / neighbours
+
+
+def _describe(
+    phrase: str,
+    means: Float[Tensor, "gaussian 3"],
+    scores: Float[Tensor, " gaussian"],
+    chosen: Bool[Tensor, " gaussian"],
+) -> Selection:
+    """A selection and where it is."""
+    ids = chosen.nonzero()[:, 0]
+    if len(ids) == 0:
+        return Selection(phrase, ids, scores, None, None, 0.0)
+    centers = means[ids]
+    box = torch.stack([centers.amin(dim=0), centers.amax(dim=0)])
+    return Selection(phrase, ids, scores, centers.mean(dim=0), box, float(scores[ids].mean()))
+
+
+def best_view(gaussians: Gaussians, selection: Selection, views: Sequence[View]) -> View:
+    """The view that shows a selection best: most of it, and large.
+
+    A view is worth the number of selected Gaussians that it sees, divided by their median depth. Views are ranked as if
+    nothing was in the way; the best of those are then rendered small, and what their depth maps hide does not count.
+
+    Raises:
+        GagsError: there are no views.
+    """
+    if not views:
+        raise GagsError("best view: expected at least one view to choose from, found none")
+    means = gaussians.means[selection.gaussian_ids]
+    ranked = sorted(views, key=lambda view: -_worth(view.camera, means, None))
+    candidates = [(view, view.camera.limited(_OCCLUSION_SIDE_PX)) for view in ranked[:_OCCLUSION_CANDIDATES]]
+    worth = [_worth(camera, means, render(gaussians, camera).depth) for _, camera in candidates]
+    return candidates[int(np.argmax(worth))][0]
+
+
+def _worth(
+    camera: Camera, means: Float[Tensor, "selected 3"], depth_map: Float[Tensor, "height width"] | None
+) -> float:
+    """How many points are in the frame and (with a depth map) within 25 % of its depth, by their median depth."""
+    xy_px, depth = project(camera, means)
+    size_px = xy_px.new_tensor([camera.width, camera.height])
+    inside = (depth > 0) & (xy_px >= 0).all(dim=1) & (xy_px < size_px).all(dim=1)
+    depth = depth[inside]
+    if depth_map is not None:
+        columns, rows = xy_px[inside].to(torch.int64).unbind(dim=1)
+        surface = depth_map[rows, columns]
+        # The tolerance of GaS (METHOD.md, stage 2.1): a Gaussian's centre lies off the rendered surface.
+        depth = depth[(surface - depth).abs() <= 0.25 * surface]
+    return len(depth) / float(depth.median()) if len(depth) else 0.0

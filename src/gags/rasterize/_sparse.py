@@ -1,0 +1,208 @@
+"""Blend weights as a sparse matrix in numba: collected from a view, multiplied, transposed."""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float32, Int32, Int64
+from numba import prange
+
+from gags.rasterize._simd import LANES, kernel, load, parallel_kernel, splat, store
+from gags.rasterize._splatting import CHECK_EVERY, PLANE, STRIDE, attenuate, falloff, open_rows_of, open_tile
+from gags.rasterize._tiles import MEAN_Y, TILE_HEIGHT, TILE_WIDTH, row_range, row_span
+
+_HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
+_ROWS = 256
+
+
+@kernel
+def _insert(
+    ids: Int32[np.ndarray, " entry"],
+    weights: Float32[np.ndarray, " entry"],
+    first: int,
+    used: int,
+    capacity: int,
+    gaussian: int,
+    weight: float,
+) -> int:
+    """Append an entry to a pixel's list [first, first + used); if it is full, drop the lightest. Front-to-back order is
+    kept."""
+    if used < capacity:
+        ids[first + used], weights[first + used] = gaussian, weight
+        return used + 1
+    lightest = first
+    for j in range(first + 1, first + used):
+        # of equal weights the one behind goes
+        if weights[j] <= weights[lightest]:
+            lightest = j
+    if weight > weights[lightest]:
+        for j in range(lightest, first + used - 1):
+            ids[j], weights[j] = ids[j + 1], weights[j + 1]
+        ids[first + used - 1], weights[first + used - 1] = gaussian, weight
+    return used
+
+
+@kernel
+def _walk_tile(
+    state: Float32[np.ndarray, " plane_float"],
+    counts: Int32[np.ndarray, "height width"],
+    starts: Int64[np.ndarray, " row_bound"],
+    ids: Int32[np.ndarray, " entry"],
+    weights: Float32[np.ndarray, " entry"],
+    order: Int32[np.ndarray, " splat"],
+    splats: Float32[np.ndarray, "splat column"],
+    ranks: Int32[np.ndarray, " tile_entry"],
+    rectangle: tuple[int, int, int, int],
+    width: int,
+    min_weight: float,
+) -> None:
+    """Blend a tile's weights only: count a pixel's entries into ``counts`` [height, width], and write them if ``ids``
+    is not empty."""
+    left, top, right, bottom = rectangle
+    open_rows = np.ones(TILE_HEIGHT, np.bool_)
+    row_weights = np.empty(LANES, np.float32)
+    for k in range(ranks.shape[0]):
+        if k % CHECK_EVERY == CHECK_EVERY - 1 and not open_rows_of(state, open_rows):
+            break
+        s = splats[ranks[k]]
+        first_row, stop_row = row_range(s, bottom)
+        for y in range(max(first_row, top), stop_row):
+            if not open_rows[y - top]:
+                continue
+            dy = np.float32(y) + _HALF - s[MEAN_Y]
+            x, stop = row_span(s, dy, left, right)
+            while x < stop:
+                weight = attenuate(state, (y - top) * STRIDE + x - left, falloff(s, x, dy)[1])[1]
+                store(row_weights, 0, weight)
+                for lane in range(min(LANES, stop - x)):
+                    if row_weights[lane] > _ZERO and row_weights[lane] >= min_weight:
+                        if ids.size == 0:
+                            counts[y, x + lane] += 1
+                        else:
+                            pixel = y * width + x + lane
+                            first = starts[pixel]
+                            counts[y, x + lane] = _insert(
+                                ids, weights, first, counts[y, x + lane], starts[pixel + 1] - first,
+                                order[ranks[k]], row_weights[lane],
+                            )  # fmt: skip
+                x += LANES
+
+
+@parallel_kernel
+def walk(
+    counts: Int32[np.ndarray, "height width"],
+    starts: Int64[np.ndarray, " row_bound"],
+    ids: Int32[np.ndarray, " entry"],
+    weights: Float32[np.ndarray, " entry"],
+    order: Int32[np.ndarray, " splat"],
+    splats: Float32[np.ndarray, "splat column"],
+    tile_starts: Int64[np.ndarray, " tile_bound"],
+    ranks: Int32[np.ndarray, " tile_entry"],
+    min_weight: float,
+) -> None:
+    """Count (``ids`` empty) or write the entries of all pixels: see ``_walk_tile``. ``counts`` starts at 0."""
+    height, width = counts.shape
+    tiles_across = (width + TILE_WIDTH - 1) // TILE_WIDTH
+    for tile in prange(tile_starts.shape[0] - 1):
+        left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
+        right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
+        state = np.empty(PLANE, np.float32)
+        open_tile(state, left, top, right, bottom)
+        _walk_tile(
+            state, counts, starts, ids, weights, order, splats,
+            ranks[tile_starts[tile] : tile_starts[tile + 1]], (left, top, right, bottom), width, min_weight,
+        )  # fmt: skip
+
+
+@parallel_kernel
+def multiply(
+    starts: Int64[np.ndarray, " row_bound"],
+    ids: Int32[np.ndarray, " entry"],
+    weights: Float32[np.ndarray, " entry"],
+    rows: Int64[np.ndarray, " sample"],
+    values: Float32[np.ndarray, " row_lane"],
+    n_lanes: int,
+    out: Float32[np.ndarray, " row_lane"],
+) -> None:
+    """out[r] = sum of weight x values[id] over the entries of row rows[r] (all rows in order if ``rows`` is empty).
+
+    values and out are flat, with a row every n_lanes x LANES floats.
+    """
+    stride = n_lanes * LANES
+    n = rows.shape[0] if rows.size > 0 else starts.shape[0] - 1
+    for chunk in prange((n + _ROWS - 1) // _ROWS):
+        for r in range(chunk * _ROWS, min(n, (chunk + 1) * _ROWS)):
+            row = rows[r] if rows.size > 0 else r
+            for block in range(n_lanes):
+                total = splat(_ZERO)
+                for entry in range(starts[row], starts[row + 1]):
+                    total = total + load(values, np.int64(ids[entry]) * stride + block * LANES) * weights[entry]
+                store(out, r * stride + block * LANES, total)
+
+
+@kernel
+def scatter_rows(
+    starts: Int64[np.ndarray, " row_bound"],
+    ids: Int32[np.ndarray, " entry"],
+    weights: Float32[np.ndarray, " entry"],
+    rows: Int64[np.ndarray, " sample"],
+    values: Float32[np.ndarray, " row_lane"],
+    n_lanes: int,
+    out: Float32[np.ndarray, " row_lane"],
+) -> None:
+    """out[id] += weight x values[r] over the entries of rows rows[r], in their order: one thread, so that the sum has
+    one order."""
+    stride = n_lanes * LANES
+    for r in range(rows.shape[0]):
+        for entry in range(starts[rows[r]], starts[rows[r] + 1]):
+            at = np.int64(ids[entry]) * stride
+            for block in range(n_lanes):
+                place = at + block * LANES
+                store(out, place, load(out, place) + load(values, r * stride + block * LANES) * weights[entry])
+
+
+@parallel_kernel
+def row_sums(
+    starts: Int64[np.ndarray, " row_bound"], weights: Float32[np.ndarray, " entry"]
+) -> Float32[np.ndarray, " row"]:
+    """Sum of the weights of every row."""
+    n = starts.shape[0] - 1
+    sums = np.empty(n, np.float32)
+    for row in prange(n):
+        total = _ZERO
+        for entry in range(starts[row], starts[row + 1]):
+            total += weights[entry]
+        sums[row] = total
+    return sums
+
+
+@parallel_kernel
+def transpose(
+    starts: Int64[np.ndarray, " row_bound"],
+    ids: Int32[np.ndarray, " entry"],
+    weights: Float32[np.ndarray, " entry"],
+    n_columns: int,
+) -> tuple[Int64[np.ndarray, " column_bound"], Int32[np.ndarray, " entry"], Float32[np.ndarray, " entry"]]:
+    """(starts, ids, weights) of the transposed matrix, each row's entries in ascending order: a counting sort."""
+    n_rows = starts.shape[0] - 1
+    n_pieces = 8
+    piece = (n_rows + n_pieces - 1) // n_pieces
+    positions = np.zeros((n_pieces, n_columns), np.int64)
+    for p in prange(n_pieces):
+        for entry in range(starts[min(n_rows, p * piece)], starts[min(n_rows, (p + 1) * piece)]):
+            positions[p, ids[entry]] += 1
+    transposed_starts = np.zeros(n_columns + 1, np.int64)
+    for column in range(n_columns):
+        position = transposed_starts[column]
+        for p in range(n_pieces):
+            count = positions[p, column]
+            positions[p, column] = position
+            position += count
+        transposed_starts[column + 1] = position
+    transposed_ids, transposed_weights = np.empty(ids.shape[0], np.int32), np.empty(ids.shape[0], np.float32)
+    for p in prange(n_pieces):
+        for row in range(min(n_rows, p * piece), min(n_rows, (p + 1) * piece)):
+            for entry in range(starts[row], starts[row + 1]):
+                position = positions[p, ids[entry]]
+                transposed_ids[position], transposed_weights[position] = row, weights[entry]
+                positions[p, ids[entry]] += 1
+    return transposed_starts, transposed_ids, transposed_weights

@@ -1,0 +1,9 @@
+from gags.reconstruct._config import ReconstructConfig as ReconstructConfig
+from gags.reconstruct._initial import initial_gaussians as initial_gaussians
+from gags.reconstruct._initial import scene_extent as scene_extent
+from gags.reconstruct._quality import ViewQuality as ViewQuality
+from gags.reconstruct._quality import measure_views as measure_views
+from gags.reconstruct._ssim import psnr as psnr
+from gags.reconstruct._ssim import ssim as ssim
+from gags.reconstruct._state import ReconstructState as ReconstructState
+from gags.reconstruct._train import reconstruct as reconstruct

@@ -1,0 +1,53 @@
+"""How well Gaussians explain photographs that they were not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from gags.gaussians import Gaussians
+from gags.progress import track
+from gags.rasterize import rasterization
+from gags.reconstruct._ssim import psnr, ssim
+from gags.scene._scene import View
+
+
+@dataclass(frozen=True)
+class ViewQuality:
+    """Agreement of one rendered view with its photograph."""
+
+    name: str
+    """Exact file name of the photograph."""
+    psnr: float
+    """Peak signal-to-noise ratio, dB."""
+    ssim: float
+    """Structural similarity, 1 if equal."""
+
+
+@torch.no_grad()
+def measure_views(gaussians: Gaussians, views: Sequence[View], max_side_px: int | None) -> list[ViewQuality]:
+    """Render the views over black at their size limited to ``max_side_px`` and compare them with their photographs."""
+    return [_measure_view(gaussians, view, max_side_px) for view in track(views, "measure")]
+
+
+def _measure_view(gaussians: Gaussians, view: View, max_side_px: int | None) -> ViewQuality:
+    camera = view.camera.limited(max_side_px)
+    images, _, _ = rasterization(
+        gaussians.means,
+        gaussians.quats,
+        gaussians.scales,
+        gaussians.opacities,
+        gaussians.sh,
+        camera.T_camera_world[None],
+        camera.K[None],
+        camera.width,
+        camera.height,
+        sh_degree=gaussians.sh_degree,
+        packed=False,
+    )
+    # What a screen can show, as every published figure has it.
+    image = images[0].clamp(0, 1)
+    photograph = view.image(max_side_px).float() / 255
+    return ViewQuality(view.name, psnr(image, photograph), float(ssim(image, photograph)))

@@ -1,0 +1,8 @@
+"""Posed photographs: the only door for outside data."""
+
+from gags.scene._load import SceneConfig as SceneConfig
+from gags.scene._load import load_scene as load_scene
+from gags.scene._scene import Scene as Scene
+from gags.scene._scene import View as View
+from gags.scene._store import read_scene as read_scene
+from gags.scene._store import save_scene as save_scene

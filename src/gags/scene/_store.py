@@ -1,0 +1,99 @@
+"""The scene in a run folder, self-contained: pictures at the working resolution, cameras, points."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gags.errors import GagsError
+from gags.geometry import Camera
+from gags.images import image_size, read_image, resize_image, write_image
+from gags.progress import track
+from gags.scene._load import N_THREADS, PHOTO_SUFFIXES
+from gags.scene._scene import Scene, View
+from gags.store import read_json, read_tensors, write_atomically, write_json, write_tensors
+
+
+def save_scene(scene: Scene, folder: Path) -> None:
+    """Write ``views.json``, ``points.safetensors`` and ``images/``; equal scenes give equal bytes.
+
+    A picture that has its camera's size already is copied byte by byte. Pictures that are there are kept: an
+    interrupted ``save_scene`` goes on where it stopped, and ``views.json`` comes last.
+    """
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        files = list(
+            track(pool.map(lambda view: _save_picture(view, folder), scene.views), "pictures", total=len(scene.views))
+        )
+    write_tensors(folder / "points.safetensors", {"points": scene.points, "point_colors": scene.point_colors})
+    views = [
+        {"name": view.name, "camera": _camera_to_json(view.camera), "image": file, "held_out": view.held_out}
+        for view, file in zip(scene.views, files, strict=True)
+    ]
+    write_json(folder / "views.json", views)
+
+
+def read_scene(folder: Path) -> Scene:
+    """The scene that ``save_scene`` wrote; a GagsError if it is not there or not whole."""
+    path = folder / "views.json"
+    try:
+        views = tuple(
+            View(entry["name"], _camera_from_json(entry["camera"]), folder / entry["image"], entry["held_out"])
+            for entry in read_json(path)
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise GagsError(
+            f"{path}: expected the views that gags wrote, found something else ({error!r}); delete {folder} and run "
+            "again"
+        ) from error
+    tensors, _ = read_tensors(folder / "points.safetensors")
+    for view in views:
+        if not view.image_path.is_file():
+            raise GagsError(
+                f"{view.image_path}: expected the picture of view {view.name!r}, found no such file; delete {folder} "
+                "and run again"
+            )
+    return Scene(views, tensors["points"], tensors["point_colors"])
+
+
+def _save_picture(view: View, folder: Path) -> str:
+    """Write a view's picture unless it is there; its path inside the folder."""
+    copied = image_size(view.image_path) == (view.camera.width, view.camera.height)
+    file = f"images/{view.name}"
+    if Path(file).suffix.lower() not in PHOTO_SUFFIXES:
+        # a .tif, say: its name must end as its bytes do, which are another format's when it was resized or undistorted
+        suffix = view.image_path.suffix if copied else ".jpg"
+        file += suffix if suffix != Path(file).suffix else ""
+    target = folder / file
+    if target.exists():
+        return file
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if copied:
+        write_atomically(target, lambda temporary: _copy(view.image_path, temporary))
+    else:
+        write_image(target, resize_image(read_image(view.image_path), view.camera.width, view.camera.height))
+    return file
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copyfile(source, target)
+
+
+def _camera_to_json(camera: Camera) -> dict[str, Any]:
+    return {
+        # float32 as double: every digit that is needed to get the same number back
+        "T_camera_world": camera.T_camera_world.tolist(),
+        "fx_px": camera.fx_px,
+        "fy_px": camera.fy_px,
+        "cx_px": camera.cx_px,
+        "cy_px": camera.cy_px,
+        "width": camera.width,
+        "height": camera.height,
+    }
+
+
+def _camera_from_json(entry: dict[str, Any]) -> Camera:
+    return Camera(**{**entry, "T_camera_world": torch.tensor(entry["T_camera_world"], dtype=torch.float32)})

@@ -1,0 +1,18 @@
+"""Masks at three granularities for every view."""
+
+from gags.segment._masks import arrays_to_view_masks as arrays_to_view_masks
+from gags.segment._masks import mask_nms as mask_nms
+from gags.segment._masks import view_masks_to_arrays as view_masks_to_arrays
+from gags.segment._segment import SegmentConfig as SegmentConfig
+from gags.segment._segment import segment as segment
+from gags.segment._segment import segment_view as segment_view
+from gags.segment._types import LEVELS as LEVELS
+from gags.segment._types import Granularity as Granularity
+from gags.segment._types import GranularMasks as GranularMasks
+from gags.segment._types import MaskProposals as MaskProposals
+from gags.segment._types import PreparedImage as PreparedImage
+from gags.segment._types import Segmenter as Segmenter
+from gags.segment._types import ViewMasks as ViewMasks
+from gags.segment.hierarchy import HierarchyConfig as HierarchyConfig
+from gags.segment.hierarchy import HierarchySegmenter as HierarchySegmenter
+from gags.segment.hierarchy import make_segmenter as make_segmenter

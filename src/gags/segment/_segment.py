@@ -1,0 +1,135 @@
+"""The segmentation stage: every training view's masks at three granularities (GAGS, GaS)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from gags.gaussians import Gaussians
+from gags.scene import Scene
+from gags.segment._masks import Candidates, assemble, clean, distinct, mask_nms
+from gags.segment._prompts import depth_prompts, nearest_depth_map, nearest_depths, uniform_prompts
+from gags.segment._types import Segmenter, ViewMasks
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """Settings of the segmentation stage. The defaults are the paper's."""
+
+    max_side_px: int | None = None
+    """Longer side at which views are segmented (None: the scene's working resolution)."""
+    prompts: Literal["depth", "uniform"] = "depth"
+    """depth: GaS, denser where other views come closer; uniform: a regular grid of about as many points."""
+    occlusion_tolerance: float = 0.25
+    """A Gaussian is seen where it differs from the rendered depth by at most this share of that depth."""
+    min_per_side: int = 4
+    """Prompts along a side of a patch seen from as near as any view comes."""
+    max_per_side: int = 20
+    """Most prompts along a side of a patch."""
+    min_predicted_iou: float = 0.7
+    """Masks that the segmenter trusts less are dropped."""
+    min_stability: float = 0.85
+    """Masks that change more when their threshold moves are dropped."""
+    max_box_iou: float = 0.7
+    """Of masks whose boxes overlap more, within a level, the one with the best predicted IoU stays."""
+    min_region_px: int = 100
+    """Islands and holes of masks with fewer pixels are removed."""
+    max_mask_iou: float = 0.8
+    """Mask suppression: of masks that overlap more the better one stays."""
+    min_score: float = 0.7
+    """Mask suppression: masks whose predicted IoU times stability is not above this are dropped."""
+    prompts_per_batch: int = 64
+    """Prompts given to the segmenter at once: bounds memory."""
+    seed: int = 0
+    """Of the prompts' random places."""
+    reference_quirks: bool = False
+    """Prompts exactly as the reference implementation draws them."""
+
+
+def segment(
+    scene: Scene,
+    gaussians: Gaussians,
+    depths: Mapping[str, Float[Tensor, "height width"]],
+    segmenter: Segmenter,
+    config: SegmentConfig,
+    skip: Collection[str] = (),
+) -> Iterator[tuple[str, ViewMasks]]:
+    """Masks of the training views, one view at a time, in their order.
+
+    Args:
+        depths: rendered depth by view name, each of the size of ``view.camera.limited(config.max_side_px)``.
+        skip: names of views that are done already; the others come out the same.
+    """
+    views = scene.training_views
+    cameras = [view.camera.limited(config.max_side_px) for view in views]
+    nearest = nearest_depths(gaussians, cameras, [depths[view.name] for view in views], config.occlusion_tolerance)
+    for index, (view, camera) in enumerate(zip(views, cameras, strict=True)):
+        if view.name in skip:
+            continue
+        depth = depths[view.name]
+        sparse = nearest_depth_map(
+            gaussians, camera, depth, nearest, config.occlusion_tolerance, config.reference_quirks
+        )
+        yield view.name, segment_view(view.image(config.max_side_px), depth, sparse, segmenter, config, index)
+
+
+def segment_view(
+    image: UInt8[Tensor, "height width 3"],
+    depth: Float[Tensor, "height width"],
+    sparse_nearest_depth: Float[Tensor, "height width"],
+    segmenter: Segmenter,
+    config: SegmentConfig,
+    index: int = 0,
+) -> ViewMasks:
+    """Masks of one view.
+
+    Args:
+        depth: rendered depth, 0 where empty.
+        sparse_nearest_depth: nearest depth of the Gaussians at their pixels, 0 where there is none.
+        index: place of the view among the training views: part of its seed.
+    """
+    if config.prompts == "uniform":
+        points = uniform_prompts(depth, sparse_nearest_depth, config.min_per_side, config.max_per_side)
+    else:
+        points = depth_prompts(
+            depth,
+            sparse_nearest_depth,
+            (config.seed, index),
+            config.min_per_side,
+            config.max_per_side,
+            config.reference_quirks,
+        )
+    levels = _propose(image, depth, points, segmenter, config)
+    label_sets = [distinct(Candidates.concatenated(levels)), *levels]
+    return assemble([_suppressed(candidates, config) for candidates in label_sets], points)
+
+
+def _propose(
+    image: UInt8[Tensor, "height width 3"],
+    depth: Float[Tensor, "height width"],
+    points_xy_px: Float[Tensor, "prompt 2"],
+    segmenter: Segmenter,
+    config: SegmentConfig,
+) -> list[Candidates]:
+    """The distinct masks of each level (s, m, l) that pass both quality thresholds."""
+    prepared = segmenter.prepare(image, depth)
+    batches: list[list[Candidates]] = [[], [], []]
+    for points in points_xy_px.split(config.prompts_per_batch):
+        proposals = prepared.propose(points)
+        good = (proposals.predicted_iou >= config.min_predicted_iou) & (proposals.stability >= config.min_stability)
+        for level, batch in enumerate(batches):
+            kept = good[:, level]
+            iou, stability = proposals.predicted_iou[kept, level], proposals.stability[kept, level]
+            batch.append(distinct(Candidates(proposals.masks[kept, level], iou, stability)))
+    return [distinct(Candidates.concatenated(batch)) for batch in batches]
+
+
+def _suppressed(candidates: Candidates, config: SegmentConfig) -> Candidates:
+    cleaned = clean(candidates, config.min_region_px, config.max_box_iou)
+    # islands and holes removed, two masks may have become one
+    cleaned = distinct(cleaned)
+    return cleaned[mask_nms(cleaned.masks, cleaned.score, config.max_mask_iou, config.min_score)]

@@ -1,0 +1,164 @@
+"""The command line as a user meets it: whole commands on the tiny scene, one clear line for each mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from gags.cli import COMMANDS, main
+from gags.pipeline import run
+from gags.presets import TINY
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose field is in the built-in encoder's space, on masks that are true: its answers are weak, its files real."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    run(tiny_scene, out, dataclasses.replace(TINY, field="both"), segmenter=tiny.TrueSegmenter())
+    return out
+
+
+def test_help_names_every_command_without_loading_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+    loaded = "import sys, gags.cli; gags.cli.main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", loaded], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fly"]) == 2
+    assert "unknown command 'fly'" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("gags ")
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert "usage: gags " + command in capsys.readouterr().out
+
+
+def test_run_flags_start_from_the_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {}
+    for preset in ("fast", "paper"):
+        with pytest.raises(SystemExit):
+            main(["run", "--preset", preset, "--help"])
+        shown[preset] = capsys.readouterr().out
+    assert "30000" in shown["paper"] and "--reconstruct.iterations" in shown["fast"]
+    assert shown["fast"] != shown["paper"]
+
+
+def test_query_writes_pictures_and_json(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["query", str(finished), "red ball", "blue ball", "--view", "view_02.png", "--view", "view_05", "--json"])
+        == 0
+    )
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["phrase"], row["view"]) for row in rows] == [
+        (phrase, view) for phrase in ("red ball", "blue ball") for view in ("view_02.png", "view_05.png")
+    ]
+    for row in rows:
+        assert 0 <= row["score"] <= 1
+        assert 0 <= row["point_xy_px"][0] <= tiny.WIDTH and 0 <= row["point_xy_px"][1] <= tiny.HEIGHT
+        for kind in ("heat", "composite", "mask", "found"):
+            assert np.asarray(Image.open(row["pictures"][kind])).shape == (tiny.HEIGHT, tiny.WIDTH, 3)
+
+
+def test_query_without_a_view_chooses_one(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["query", str(finished), "ball", "--no-pictures", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["view"].startswith("view_") and "pictures" not in row
+
+
+def test_query_prints_a_table(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["query", str(finished), "ball", "--view", "view_01.png"]) == 0
+    assert "view_01.png" in capsys.readouterr().out
+
+
+def test_query_3d_writes_the_selected_splats(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gags.gaussians import read_splats
+
+    assert main(["query", str(finished), "ball", "--3d", "--json", "--out", str(tmp_path), "--field", "lift"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["n_gaussians"] == len(row["gaussian_ids"]) > 0
+    assert len(read_splats(Path(row["ply"]))) == row["n_gaussians"]
+    low, high = np.array(row["box_world"])
+    assert (low <= row["centroid_world"]).all() and (row["centroid_world"] <= high).all()
+
+
+@pytest.mark.parametrize("mode", ["rgb", "depth", "feature", "granularity", "relevancy"])
+def test_render_modes(finished: Path, mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    phrase = ["--phrase", "ball"] if mode == "relevancy" else []
+    assert (
+        main(["render", str(finished), "--mode", mode, "--view", "view_04.png", "--out", str(tmp_path), *phrase]) == 0
+    )
+    path = Path(capsys.readouterr().out.strip())
+    picture = np.asarray(Image.open(path))
+    assert picture.shape == (tiny.HEIGHT, tiny.WIDTH, 3) and picture.std() > 1
+
+
+def test_evaluate_writes_and_prints(finished: Path, tiny_scene: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = str(tiny_scene / "labels")
+    assert main(["evaluate", str(finished), "--labels", labels, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((finished / "metrics/evaluation.json").read_text())
+    assert {"miou", "localisation_accuracy", "protocol", "split", "per_phrase", "per_frame"} <= printed.keys()
+    assert main(["evaluate", str(finished), "--labels", labels, "--field", "teacher"]) == 0
+    table = capsys.readouterr().out
+    assert "rendered" in table and "published" in table
+    assert (finished / "metrics/evaluation_teacher.json").exists()
+
+
+def test_doctor_finds_the_built_in_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json"]) == 0
+    findings = {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert findings["encoder conse"]["ok"] and findings["segmenter hierarchy"]["ok"]
+    assert findings["cores"]["ok"]
+    assert main(["doctor"]) == 0
+    assert "SAM weights" in capsys.readouterr().out
+
+
+def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must fail with one line; returns the line."""
+    assert main(arguments) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
+
+
+def test_mistakes_are_one_clear_line(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(finished)
+    assert "expected phrases to look for, found an empty one" in mistake(["query", run, " "], capsys)
+    assert "expected a run folder with a run.json" in mistake(["query", str(tmp_path), "ball"], capsys)
+    assert "view 'nowhere.png': expected the file name" in mistake(
+        ["query", run, "ball", "--view", "nowhere.png"], capsys
+    )
+    assert "expected a phrase, found none" in mistake(["render", run, "--mode", "relevancy"], capsys)
+    granularity = ["render", run, "--mode", "granularity", "--field", "lift"]
+    assert "expected a field that learned granularity" in mistake(granularity, capsys)
+    assert "expected a folder" in mistake(["run", str(tmp_path / "none"), "--out", str(tmp_path / "out")], capsys)
+    assert "labels" in mistake(["evaluate", run, "--labels", str(tmp_path)], capsys)
+
+
+def test_nothing_is_left_behind_by_a_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    mistake(["run", str(tmp_path / "empty"), "--out", str(tmp_path / "out")], capsys)
+    left = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "stage.json"]
+    assert left == []

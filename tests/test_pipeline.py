@@ -1,0 +1,160 @@
+"""The whole chain on the tiny scene: answers are right, resume rebuilds what it must and nothing else, a kill changes nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from gags.errors import GagsError
+from gags.pipeline import Run, RunConfig, evaluate_run, open_run, run
+from gags.presets import TINY
+from gags.query import QueryConfig, query, query_3d
+
+# the 30 px kernel of the paper is for photographs; here a whole ball is 14 px wide
+QUERY = QueryConfig(kernel_px=3, majority_radius_px=1)
+
+
+def make(scene: Path, out: Path, config: RunConfig) -> Run:
+    return run(scene, out, config, segmenter=tiny.TrueSegmenter(), encoder=tiny.TrueEncoder())
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A strict run with both fields."""
+    config = dataclasses.replace(TINY, field="both", exclude_labelled=True)
+    return make(tiny_scene, tmp_path_factory.mktemp("run") / "run", config)
+
+
+def modification_times(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["gad", "lift"])
+def test_every_ball_is_found_in_a_view_that_was_held_out(finished: Run, tiny_scene: Path, kind: str) -> None:
+    assert finished.scene.view(tiny.HELD_OUT).held_out
+    evaluation = evaluate_run(finished, tiny_scene / "labels", kind, QUERY)
+    result = evaluation.to_json()
+    assert result["split"] == "strict" and result["protocol"] == "rendered"
+    assert result["localisation_accuracy"] == 1.0
+    assert result["miou"] > 0.9, result["per_phrase"]
+
+
+def test_the_red_ball_peaks_on_the_red_ball(finished: Run) -> None:
+    view = finished.scene.view(tiny.HELD_OUT)
+    (hit,) = query(finished.field("gad"), view.camera, ["red ball"], finished.encoder, QUERY)
+    x, y = hit.point_xy_px
+    assert tiny.ray_cast(view.camera)[int(y), int(x)] in (1, 2)
+    assert hit.score > 0.9
+
+
+def test_the_splats_of_the_red_ball_lie_on_it(finished: Run) -> None:
+    config = dataclasses.replace(QUERY, smooth_radius=0.0)
+    (selection,) = query_3d(finished.field("lift"), ["red ball"], finished.encoder, config)
+    x, z = tiny.BALLS["red ball"]
+    assert len(selection.gaussian_ids) > 50
+    assert abs(selection.centroid_world[0] - x) < 0.3 and abs(selection.centroid_world[2] - z) < 0.4
+
+
+def test_run_json_records_everything(finished: Run) -> None:
+    description = json.loads((finished.folder.root / "run.json").read_text())
+    assert description["config"]["distill"]["iterations"] == TINY.distill.iterations
+    assert description["encoder"] == "true" and description["versions"]["torch"]
+    for stage in ("scene", "splats", "depth", "masks", "features", "field/gad", "field/lift"):
+        assert description["stages"][stage]["complete"]
+        assert description["stages"][stage]["peak_memory_mb"] > 0
+
+
+def test_an_unchanged_run_rebuilds_nothing_and_a_changed_flag_only_what_follows(
+    finished: Run, tiny_scene: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished.folder.root, out)
+    config = dataclasses.replace(TINY, field="both", exclude_labelled=True)
+    before = modification_times(out)
+    make(tiny_scene, out, config)
+    assert {name for name, at in modification_times(out).items() if before.get(name) != at} == {"run.json"}
+
+    changed = dataclasses.replace(config, distill=dataclasses.replace(config.distill, iterations=5))
+    make(tiny_scene, out, changed)
+    touched = {name.rsplit("/", 1)[0] for name, at in modification_times(out).items() if before.get(name) != at}
+    assert touched == {"run.json", "field/gad"}
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tiny_scene: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TINY, field="gad")
+    whole = make(tiny_scene, tmp_path / "whole", config)
+    script = (
+        "import sys, tiny, dataclasses; from pathlib import Path; from gags.pipeline import run; from gags.presets import TINY;"
+        "run(Path(sys.argv[1]), Path(sys.argv[2]), dataclasses.replace(TINY, field='gad'),"
+        " segmenter=tiny.TrueSegmenter(), encoder=tiny.TrueEncoder())"
+    )
+    out = tmp_path / "killed"
+    environment = {**os.environ, "PYTHONPATH": str(Path(tiny.__file__).parent)}
+    # killed in the middle of each long stage: as soon as its folder holds a first product
+    for stage, pattern in (("splats", "checkpoint*"), ("masks", "*.npz"), ("field/gad", "checkpoint*")):
+        process = subprocess.Popen([sys.executable, "-c", script, str(tiny_scene), str(out)], env=environment)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and not any((out / stage).glob(pattern)) and time.monotonic() < deadline:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    again = make(tiny_scene, out, config)
+    for name in ("splats/splats.ply", "field/gad/field.safetensors", "masks/view_00.png.npz"):
+        assert digest(again.folder.path(name)) == digest(whole.folder.path(name)), name
+
+
+def test_trained_splats_can_be_brought_along(finished: Run, tiny_scene: Path, tmp_path: Path) -> None:
+    splats = finished.folder.path("splats/splats.ply")
+    config = dataclasses.replace(TINY, field="lift", splats=splats)
+    result = make(tiny_scene, tmp_path / "run", config)
+    assert len(result.gaussians) == len(finished.gaussians)
+    with pytest.raises(GagsError, match=r"none\.ply: expected a \.ply file of Gaussians, found nothing"):
+        make(tiny_scene, tmp_path / "other", dataclasses.replace(config, splats=tmp_path / "none.ply"))
+
+
+def test_the_split_is_named_by_what_was_held_out(tiny_scene: Path, finished: Run, tmp_path: Path) -> None:
+    result = make(tiny_scene, tmp_path / "run", dataclasses.replace(TINY, field="lift"))
+    assert evaluate_run(result, tiny_scene / "labels", "lift", QUERY).to_json()["split"] == "published"
+    teacher = evaluate_run(result, tiny_scene / "labels", "teacher", QUERY).to_json()
+    assert teacher["miou"] > 0.9
+    with pytest.raises(GagsError, match="the teacher has no masks of held-out views"):
+        evaluate_run(finished, tiny_scene / "labels", "teacher", QUERY)
+
+
+def test_labels_of_an_unknown_image_are_refused(finished: Run, tiny_scene: Path, tmp_path: Path) -> None:
+    label = json.loads((tiny_scene / "labels/view_03.json").read_text())
+    label["info"]["name"] = "elsewhere.png"
+    (tmp_path / "x.json").write_text(json.dumps(label))
+    with pytest.raises(
+        GagsError, match=r"x\.json: expected the label of one of the scene's 8 images, found one of 'elsewhere\.png'"
+    ):
+        evaluate_run(finished, tmp_path, "gad", QUERY)
+    with pytest.raises(GagsError, match=r"expected an image for every label, found none named elsewhere\.png"):
+        config = dataclasses.replace(TINY, labels=tmp_path, exclude_labelled=True)
+        make(tiny_scene, tmp_path / "run", config)
+    with pytest.raises(GagsError, match="--exclude-labelled: expected labels"):
+        source = tmp_path / "bare"
+        source.mkdir()
+        make(source, tmp_path / "run", dataclasses.replace(TINY, exclude_labelled=True))
+
+
+def test_a_run_folder_is_opened_again(finished: Run) -> None:
+    again = open_run(finished.folder.root, tiny.TrueEncoder())
+    assert len(again.scene.views) == tiny.N_VIEWS
+    assert again.field_kinds == ("gad", "lift")
