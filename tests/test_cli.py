@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
 
+import tiny
 from gags.cli import COMMANDS, main
 from gags.pipeline import run
 from gags.presets import TINY

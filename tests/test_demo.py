@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
@@ -13,7 +12,8 @@ import torch
 from PIL import Image
 
 from gags.errors import GagsError
-from gags.geometry import project
+from gags.evaluate import load_labels
+from gags.geometry import Camera, project
 from gags.scene import demo
 from gags.scene._demo_rays import Face, Hits, Texture, cast, draw, photo_mask, visible
 from gags.scene._demo_room import Painter, build_room, is_free
@@ -32,7 +32,7 @@ def faces() -> list[Face]:
     return build_room(Painter(np.random.default_rng(SMALL.seed), SMALL.texel_m))
 
 
-def slow_cast(camera: object, faces: list[Face], x: float, y: float) -> tuple[int, float]:
+def slow_cast(camera: Camera, faces: list[Face], x: float, y: float) -> tuple[int, float]:
     """One ray, one face after the other, by solving three equations."""
     T = camera.T_camera_world.double().numpy()
     ray = T[:3, :3].T @ np.array([(x - camera.cx_px) / camera.fx_px, (y - camera.cy_px) / camera.fy_px, 1.0])
@@ -77,32 +77,29 @@ def test_equal_configs_give_equal_bytes(made: Path, tmp_path: Path) -> None:
 
 
 def test_labels_are_the_visible_pixels(made: Path, faces: list[Face]) -> None:
-    from gags.evaluate._labels import fill_polygon
-
     cameras = demo_cameras(SMALL)
-    paths = sorted((made / "labels").glob("*.json"))
-    assert len(paths) == SMALL.n_labelled
-    for path in paths:
-        content = json.loads(path.read_text())
-        assert content["info"] == {"name": f"{path.stem}.jpg", "width": 80, "height": 60}
-        camera = cameras[int(path.stem[-5:]) - 1]
+    labels = load_labels(made / "labels")
+    assert len(labels.frames) == SMALL.n_labelled
+    for frame in labels.frames:
+        assert frame.path.stem == Path(frame.image_name).stem
+        camera = cameras[int(frame.path.stem[-5:]) - 1]
+        assert (frame.width, frame.height) == (camera.width, camera.height)
         hits = cast(camera, faces)
-        for category in {entry["category"] for entry in content["objects"]}:
-            labelled = np.zeros((60, 80), bool)
-            for entry in content["objects"]:
-                if entry["category"] == category:
-                    polygon = np.array(entry["segmentation"])
-                    fill_polygon(labelled, polygon)
-                    assert entry["bbox"] == [*polygon.min(axis=0).tolist(), *polygon.max(axis=0).tolist()]
-            index = next(i for i, face in enumerate(faces) if face.category == category)
+        for label in frame.labels:
+            index = next(i for i, face in enumerate(faces) if face.category == label.category)
             expected = photo_mask(camera, faces, hits, index)
             assert expected.sum() >= SMALL.min_label_px
-            assert np.array_equal(labelled, expected), f"{path.name}, {category}"
+            assert np.array_equal(label.mask.numpy(), expected), f"{frame.path.name}, {label.category}"
+            rows, columns = np.nonzero(expected)
+            around = [
+                *label.boxes_xyxy_px[:, :2].amin(dim=0).tolist(),
+                *label.boxes_xyxy_px[:, 2:].amax(dim=0).tolist(),
+            ]
+            assert around == [columns.min(), rows.min(), columns.max(), rows.max()]
 
 
 def test_every_category_is_labelled(made: Path) -> None:
-    contents = [json.loads(path.read_text()) for path in (made / "labels").glob("*.json")]
-    assert {entry["category"] for content in contents for entry in content["objects"]} == set(CATEGORIES)
+    assert set(load_labels(made / "labels").phrases) == set(CATEGORIES)
 
 
 def test_default_cameras_see_every_photograph_often_and_stand_free() -> None:
@@ -183,5 +180,5 @@ def test_a_folder_with_files_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_counts_below_one_are_named(tmp_path: Path) -> None:
-    with pytest.raises(GagsError, match="at least 1, found .*n_views=0"):
+    with pytest.raises(GagsError, match=r"at least 1, found .*n_views=0"):
         make_demo_scene(tmp_path / "room", dataclasses.replace(SMALL, n_views=0))

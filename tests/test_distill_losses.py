@@ -13,7 +13,6 @@ from gags.distill._losses import (
     absolute_difference,
     balanced_rows,
     granularity_entropy,
-    region_balanced_mean,
     region_variance,
     sampled_rows,
 )
@@ -47,35 +46,40 @@ def _view(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     return label_maps, embeddings, weights
 
 
+def _balanced_mean(values: Tensor, labels: Tensor) -> Tensor:
+    rows = balanced_rows(labels)
+    return rows.mean(values[rows.pixel_ids])
+
+
 # --- region-balanced mean ---------------------------------------------------------------------------------------------
 
 
 @given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8), factor=st.integers(2, 5))
 def test_region_size_does_not_move_the_balanced_mean(sizes: list[int], factor: int) -> None:
     values = torch.rand(len(sizes), generator=_generator())
-    even = region_balanced_mean(values, torch.arange(len(sizes)))
+    even = _balanced_mean(values, torch.arange(len(sizes)))
     sizes_tensor = torch.tensor(sizes)
     grown = sizes_tensor * torch.where(torch.arange(len(sizes)) == 0, factor, 1)
     for repeat in (sizes_tensor, grown):
         labels = torch.arange(len(sizes)).repeat_interleave(repeat)
-        torch.testing.assert_close(region_balanced_mean(values.repeat_interleave(repeat), labels), even)
+        torch.testing.assert_close(_balanced_mean(values.repeat_interleave(repeat), labels), even)
 
 
 def test_balanced_mean_is_the_mean_of_region_means() -> None:
     values, labels = torch.rand(83, generator=_generator()), _labels(83)
     slow = torch.stack([values[labels == label].mean() for label in labels.unique() if label >= 0]).mean()
-    torch.testing.assert_close(region_balanced_mean(values, labels), slow)
+    torch.testing.assert_close(_balanced_mean(values, labels), slow)
 
 
 def test_nothing_labelled_costs_nothing_but_stops_the_reference() -> None:
     values = torch.rand(9, requires_grad=True)
     labels = torch.full((9,), -1)
-    loss = region_balanced_mean(values, labels)
+    loss = _balanced_mean(values, labels)
     loss.backward()
     assert loss == 0 and values.grad is not None and not values.grad.any()
     assert len(sampled_rows(labels, 4, np.random.default_rng(0)).pixel_ids) == 0
     with pytest.raises(GagsError, match="expected a labelled pixel, found none"):
-        region_balanced_mean(values, labels, reference_quirks=True)
+        balanced_rows(labels, reference_quirks=True)
 
 
 # --- sampled rows -----------------------------------------------------------------------------------------------------
@@ -88,10 +92,10 @@ def test_sampled_mean_is_unbiased() -> None:
     draws = []
     for _ in range(3000):
         rows = sampled_rows(labels, 13, rng).where(valid)
-        draws.append((values[rows.pixel_ids] * rows.weights).sum())
+        draws.append(rows.mean(values[rows.pixel_ids]))
     estimate = torch.stack(draws)
     error = estimate.std() / len(draws) ** 0.5
-    assert abs(estimate.mean() - region_balanced_mean(values * valid, labels)) < 4 * error
+    assert abs(estimate.mean() - _balanced_mean(values * valid, labels)) < 4 * error
     # spread evenly, the sample varies less than independent draws of as many pixels would
     rows = balanced_rows(labels).where(valid)
     per_pixel = torch.zeros(97).index_put((rows.pixel_ids,), values[rows.pixel_ids])

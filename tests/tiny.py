@@ -84,7 +84,7 @@ def write_scene(folder: Path) -> Path:
     (model / "images.txt").write_text("\n".join(lines) + "\n")
     points, colors = _points()
     rows = [
-        f"{i + 1} {x:.6f} {y:.6f} {z:.6f} {r} {g} {b} 0.5 1 0 2 0"
+        f"{i + 1} {x:.6f} {y:.6f} {z:.6f} {r} {g} {b} 0.5"
         for i, ((x, y, z), (r, g, b)) in enumerate(zip(points, colors, strict=True))
     ]
     (model / "points3D.txt").write_text("\n".join(rows) + "\n")

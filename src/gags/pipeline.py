@@ -19,7 +19,7 @@ from torch import Tensor
 from gags.distill import DistillConfig, DistillState, LanguageField, LiftConfig, distill, lift
 from gags.encode import EncodeConfig, ImageTextEncoder, encode, make_encoder
 from gags.errors import GagsError
-from gags.evaluate import Evaluation, Labels, evaluate, load_labels
+from gags.evaluate import Evaluation, Labels, Split, evaluate, load_labels
 from gags.gaussians import Gaussians, read_splats, write_splats
 from gags.progress import track
 from gags.query import QueryConfig, relevancy_maps, teacher_relevancy
@@ -140,9 +140,10 @@ class Run:
         """The encoder whose space the field is in."""
         return self.encoder_override or make_encoder(self.description["config"]["encoder"])
 
-    def split(self, labels: Labels) -> str:
+    def split(self, labels: Labels) -> Split:
         """``strict`` if every labelled view is held out, ``published`` if none is, else ``mixed``."""
-        held_out = [self.scene.view(frame.image_name).held_out for frame in labels.frames]
+        held_out_names = {view.name for view in self.scene.held_out_views}
+        held_out = [name in held_out_names for name in labels.image_names]
         return "strict" if all(held_out) else "mixed" if any(held_out) else "published"
 
 
@@ -198,14 +199,6 @@ def evaluate_run(
 ) -> Evaluation:
     """The paper's metrics of a field (None: the run's own), or of the 2D teacher: each view's own masks and features."""
     labels = load_labels(labels_folder)
-    names = {view.name for view in run.scene.views}
-    for frame in labels.frames:
-        if frame.image_name not in names:
-            raise GagsError(
-                f"{frame.path}: expected the label of one of the scene's {len(names)} images, found one of "
-                f"{frame.image_name!r}; labels are matched by exact file name"
-            )
-
     if what == "teacher":
         masks, embeddings = run.masks, run.embeddings
 
@@ -225,13 +218,20 @@ def evaluate_run(
             camera = run.scene.view(name).camera.resized(width, height)
             return relevancy_maps(language_field, camera, phrases, run.encoder, query_config)
 
-    return evaluate(relevancy_of, labels, protocol="rendered", split=run.split(labels), config=query_config)
+    return evaluate(
+        relevancy_of,
+        labels,
+        protocol="rendered",
+        split=run.split(labels),
+        config=query_config,
+        image_names={view.name for view in run.scene.views},
+    )
 
 
 def _labelled_names(labels_folder: Path | None) -> list[str]:
     if labels_folder is None:
         raise GagsError("--exclude-labelled: expected labels in SCENE/labels or --labels DIR, found neither")
-    return sorted(frame.image_name for frame in load_labels(labels_folder).frames)
+    return sorted(load_labels(labels_folder).image_names)
 
 
 def _describe(

@@ -117,17 +117,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Shaped[np.ndarray, "..."]]) -> None:
+def write_arrays(path: Path, arrays: Mapping[str, Shaped[np.ndarray, ...]]) -> None:
     """Write named arrays as one compressed .npz file, atomically."""
 
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
-            np.savez_compressed(file, **arrays)
+            np.savez_compressed(file, **dict(arrays))  # type: ignore[arg-type]
 
     write_atomically(path, write)
 
 
-def read_arrays(path: Path) -> dict[str, Shaped[np.ndarray, "..."]]:
+def read_arrays(path: Path) -> dict[str, Shaped[np.ndarray, ...]]:
     """The arrays of a file written by ``write_arrays``."""
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gags.distill._distill import view_losses
-from gags.distill._losses import absolute_difference, granularity_entropy, region_balanced_mean, region_variance
+from gags.distill._losses import absolute_difference, balanced_rows, granularity_entropy, region_variance
 from gags.distill._targets import ViewLabels, mixed_label_map, target_feature_map
 from gags.geometry import Camera
 
@@ -55,7 +55,8 @@ def test_absolute_difference(fixture: dict[str, Tensor]) -> None:
 
 def test_region_balanced_mean(fixture: dict[str, Tensor]) -> None:
     values = _leaf(fixture["balance_loss_map"])
-    loss = region_balanced_mean(values.flatten(), fixture["trained_seg"].flatten())
+    rows = balanced_rows(fixture["trained_seg"].flatten())
+    loss = rows.mean(values.flatten()[rows.pixel_ids])
     loss.backward()
     _assert_value(loss, fixture["balance_loss"])
     _assert_gradient(values, fixture["balance_grad"])

@@ -47,11 +47,11 @@ def main(arguments: Sequence[str]) -> None:
     page = _write_page(result, labels)
     say_costs(result.folder)
     print_table(evaluation_table(evaluation))
-    phrase = labels.frames[0].phrases[0]
+    phrase = labels.phrases[0]
     say(f"\nPictures:         {page}")
     say(f'Ask yourself:     gags query {options.out} "{phrase}"')
     say(f'The splats of it: gags query {options.out} "{phrase}" --3d')
-    say(f"Your own photos:  gags run PHOTOS/ --out runs/mine")
+    say("Your own photos:  gags run PHOTOS/ --out runs/mine")
     if options.view and sys.stdout.isatty():
         webbrowser.open(page.resolve().as_uri())
 
@@ -63,7 +63,7 @@ def _write_page(run: Run, labels: Labels) -> Path:
     rows, asked = [], set()
     for frame in labels.frames:
         view = run.scene.view(frame.image_name)
-        phrases = [phrase for phrase in frame.phrases if phrase not in asked]
+        phrases = [label.category for label in frame.labels if label.category not in asked]
         asked.update(phrases)
         for hit in query(field, view.camera, phrases, run.encoder, QueryConfig()) if phrases else []:
             paths = write_hit_pictures(hit, view, folder / "query" / slug(hit.phrase))

@@ -68,11 +68,11 @@ def _python() -> Finding:
 
 
 def _cores() -> Finding:
-    import numba
+    from numba import get_num_threads
 
     return Finding(
         "cores",
-        f"{os.cpu_count()} ({torch.get_num_threads()} torch threads, {numba.config.NUMBA_NUM_THREADS} numba)",
+        f"{os.cpu_count()} ({torch.get_num_threads()} torch threads, {get_num_threads()} numba)",
         True,
         True,
     )

@@ -104,19 +104,22 @@ def _hit_row(hit: Hit, view: View, seconds: float) -> dict[str, Any]:
 
 
 def _selection_row(selection: Selection, run: Run, out: Path) -> dict[str, Any]:
-    found = len(selection.gaussian_ids) > 0
-    path = out / f"{slug(selection.phrase)}.ply"
-    if found:
-        write_splats(path, run.gaussians.subset(selection.gaussian_ids))
-    return {
+    row: dict[str, Any] = {
         "phrase": selection.phrase,
         "score": round(selection.score, 4),
         "n_gaussians": len(selection.gaussian_ids),
-        "centroid_world": _rounded(selection.centroid_world) if found else None,
-        "box_world": [_rounded(corner) for corner in selection.box_world] if found else None,
-        "ply": str(path) if found else None,
-        "gaussian_ids": selection.gaussian_ids.tolist(),
+        "centroid_world": None,
+        "box_world": None,
+        "ply": None,
     }
+    if selection.centroid_world is not None and selection.box_world is not None:
+        path = out / f"{slug(selection.phrase)}.ply"
+        write_splats(path, run.gaussians.subset(selection.gaussian_ids))
+        row["centroid_world"] = _rounded(selection.centroid_world)
+        row["box_world"] = [_rounded(corner) for corner in selection.box_world]
+        row["ply"] = str(path)
+    row["gaussian_ids"] = selection.gaussian_ids.tolist()
+    return row
 
 
 def _rounded(values: Any) -> list[float]:

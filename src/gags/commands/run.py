@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
 def _preset(arguments: Sequence[str]) -> PresetName:
     """The preset on the command line: it must be known before the other flags can be parsed against it."""
     values = [argument.partition("=")[2] for argument in arguments if argument.startswith("--preset=")]
-    values += [value for flag, value in zip(arguments, arguments[1:], strict=False) if flag == "--preset"]
+    values += [value for flag, value in itertools.pairwise(arguments) if flag == "--preset"]
     for name in PRESETS:
         if name in values:
             return name

@@ -23,7 +23,6 @@ from torch.nn import functional
 
 from gags.distill._decoders import FeatureDecoder, GranularityDecoder
 from gags.distill._field import FieldMeta, LanguageField
-from gags.distill._lift import LiftConfig, lift
 from gags.distill._losses import (
     absolute_difference,
     balanced_rows,
@@ -40,13 +39,13 @@ from gags.distill._targets import (
     valid_pixels,
     view_labels,
 )
-from gags.encode._types import MaskEmbeddings
+from gags.encode import MaskEmbeddings
 from gags.errors import GagsError
 from gags.gaussians import Gaussians
 from gags.progress import track
-from gags.rasterize._blend import BlendWeights, blend_weights
-from gags.scene._scene import Scene
-from gags.segment._types import LEVELS, GranularMasks
+from gags.rasterize import BlendWeights, blend_weights
+from gags.scene import Scene
+from gags.segment import LEVELS, GranularMasks
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +66,9 @@ class DistillConfig:
     feature_width: int = 16
     """d, numbers on a Gaussian."""
     feature_lr: float = 1e-3
-    """Adam's learning rate of the features."""
+    """Adam's learning rate of the features. Schedules of a few thousand iterations need about 0.05."""
     decoder_lr: float = 1e-4
-    """Adam's learning rate of both decoders."""
-    final_lr_factor: float = 1.0
-    """Both learning rates fall exponentially to this fraction at the end; 1: they stay, as in the paper."""
-    start: Literal["zero", "lift"] = "zero"
-    """Features to start from: 0 as in the paper, or the lift's, which a short schedule need not discover first."""
+    """Adam's learning rate of both decoders. Schedules of a few thousand iterations need about 1e-3."""
     adam_eps: float = 1e-15
     """Adam's epsilon for the features, whose gradients are tiny where few pixels see a Gaussian."""
     entropy_weight: tuple[float, float] = (0.001, 0.002)
@@ -89,7 +84,7 @@ class DistillConfig:
     levels: Levels = "gad"
     """gad learns what level to trust where; mean, s, m and l are the paper's ablations."""
     target: TargetMode = "soft"
-    """How granularity weights mix the levels' embeddings: soft, hard or median. Only soft trains them well."""
+    """How granularity weights mix the levels' embeddings: soft, hard or median. ``hard`` does not train the weights."""
     decoder_dtype: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the decoders in training. bfloat16 halves their time on processors that have it."""
     min_blend_weight: float = 1e-3
@@ -101,7 +96,7 @@ class DistillConfig:
     checkpoint_every: int = 1000
     """Iterations between two calls of ``on_checkpoint``."""
     reference_quirks: bool = False
-    """Stop where the reference implementation stops: a view without a region of two labelled pixels."""
+    """Stop where the reference implementation stops: a view with no labelled pixel, or none beside another of its region."""
 
 
 @dataclass(frozen=True)
@@ -167,11 +162,6 @@ def distill(
     if resume is not None:
         training.restore(resume)
         first = resume.iteration
-    elif config.start == "lift":
-        lifted = LiftConfig(
-            feature_width=config.feature_width, downscale=config.downscale, min_blend_weight=config.min_blend_weight
-        )
-        training.start_from(lift(scene, gaussians, masks, embeddings, lifted).features)
     for iteration in track(range(first, config.iterations), "distill"):
         training.step(views, iteration)
         if on_checkpoint is not None and (iteration + 1) % config.checkpoint_every == 0:
@@ -197,7 +187,7 @@ def view_losses(
     """
     regions = mixed_label_map(granularity, labels.label_maps).flatten()
     mixing = mixing_weights(granularity, labels.label_maps, mode)
-    rows = balanced_rows(regions) if sample is None else sampled_rows(regions, *sample)
+    rows = balanced_rows(regions, reference_quirks) if sample is None else sampled_rows(regions, *sample)
     # A pixel without a target has residual 0 and still counts in its region's mean (fixture 08): no need to decode it.
     rows = rows.where(valid_pixels(labels.label_maps, mixing, mode).flatten())
     target = mixed_embeddings(
@@ -206,7 +196,7 @@ def view_losses(
     residual = absolute_difference(decode_rows(rows.pixel_ids), target)
     zero = feature_map.new_zeros(())
     return ViewLosses(
-        distill=(residual * rows.weights).sum(),
+        distill=rows.mean(residual),
         entropy=granularity_entropy(granularity) if granularity.requires_grad else zero,
         region=region_variance(feature_map.flatten(0, 1), regions, reference_quirks) if with_region else zero,
     )
@@ -237,17 +227,11 @@ class _Training:
         self.history: list[list[float]] = []
         self.running = [0.0] * (len(_LOSSES) - 1)
 
-    def start_from(self, features: Float[Tensor, "gaussian width"]) -> None:
-        """Begin with these features; a narrower embedding space leaves the last columns at 0."""
-        self.features.data[:, : features.shape[1]] = features
-
     def step(self, views: list[_TrainingView], iteration: int) -> None:
         """One optimiser step."""
         config = self.config
         late = iteration >= config.late_start * config.iterations
         entropy_weight, region_weight = config.entropy_weight[late], config.region_weight * late
-        for group, rate in zip(self.optimizer.param_groups, (config.feature_lr, config.decoder_lr), strict=True):
-            group["lr"] = rate * config.final_lr_factor ** (iteration / config.iterations)
         self.optimizer.zero_grad(set_to_none=True)
         for draw, view in enumerate(_drawn_views(views, iteration, config)):
             losses = self._losses(view, np.random.default_rng((config.seed, 1, iteration, draw)), region_weight > 0)

@@ -14,7 +14,7 @@ from gags.distill._decoders import FeatureDecoder, GranularityDecoder, LinearDec
 from gags.errors import GagsError
 from gags.gaussians import Gaussians
 from gags.geometry import Camera
-from gags.rasterize._render import render
+from gags.rasterize import render
 
 _DECODE_ROWS = 16384
 """Features decoded at a time: the hidden layers stay at 16 MB each."""

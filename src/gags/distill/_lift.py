@@ -20,13 +20,13 @@ from torch.nn import functional
 from gags.distill._decoders import LinearDecoder
 from gags.distill._field import FieldMeta, LanguageField
 from gags.distill._targets import mixed_embeddings, view_labels
-from gags.encode._types import MaskEmbeddings
+from gags.encode import MaskEmbeddings
 from gags.errors import GagsError
 from gags.gaussians import Gaussians
 from gags.progress import track
-from gags.rasterize._blend import blend_weights
-from gags.scene._scene import Scene, View
-from gags.segment._types import GranularMasks
+from gags.rasterize import blend_weights
+from gags.scene import Scene, View
+from gags.segment import GranularMasks
 
 logger = logging.getLogger(__name__)
 

@@ -27,7 +27,11 @@ class PixelRows:
     pixel_ids: Int[Tensor, " row"]
     """Row-major pixel numbers, each at most once."""
     weights: Float[Tensor, " row"]
-    """``sum(weights * values[pixel_ids])`` is the mean; they add to 1 unless rows were left out."""
+    """They add to 1 unless rows were left out."""
+
+    def mean(self, row_values: Float[Tensor, " row"]) -> Float[Tensor, ""]:
+        """The region-balanced mean (or its estimate) of a value, given for each row."""
+        return (row_values * self.weights).sum()
 
     def where(self, wanted: Bool[Tensor, " pixel"]) -> PixelRows:
         """Only the rows whose pixel is wanted; the others count as zeros in the mean."""
@@ -42,9 +46,15 @@ def absolute_difference(
     return (prediction - target).abs().mean(dim=-1)
 
 
-def balanced_rows(labels: Int[Tensor, " pixel"]) -> PixelRows:
-    """All labelled pixels, weighted so that every region weighs the same, a one-pixel region too."""
+def balanced_rows(labels: Int[Tensor, " pixel"], reference_quirks: bool = False) -> PixelRows:
+    """All labelled pixels, weighted so that every region weighs the same (a one-pixel region too).
+
+    So a large table does not drown a small cup. Without a labelled pixel there are no rows and their mean is 0; the
+    reference stops there, and so does ``reference_quirks``.
+    """
     pixel_ids = (labels >= 0).nonzero()[:, 0]
+    if reference_quirks and len(pixel_ids) == 0:
+        raise GagsError("region-balanced mean: expected a labelled pixel, found none (as the reference, this stops)")
     region_of_row = labels[pixel_ids].long()
     sizes = torch.bincount(region_of_row)
     region_count = (sizes > 0).sum()
@@ -71,19 +81,6 @@ def sampled_rows(labels: Int[Tensor, " pixel"], count: int, generator: np.random
     within = ((on_line - region) * sizes[region]).long().minimum(sizes[region] - 1)
     drawn, times = torch.unique_consecutive(starts[region] + within, return_counts=True)
     return PixelRows(order[drawn], times.float() / count)
-
-
-def region_balanced_mean(
-    values: Float[Tensor, " pixel"], labels: Int[Tensor, " pixel"], reference_quirks: bool = False
-) -> Float[Tensor, ""]:
-    """Mean of the regions' means, so that a large table does not drown a small cup.
-
-    Without a labelled pixel it is 0; the reference stops there, and so does ``reference_quirks``.
-    """
-    rows = balanced_rows(labels)
-    if reference_quirks and len(rows.pixel_ids) == 0:
-        raise GagsError("region-balanced mean: expected a labelled pixel, found none (as the reference, this stops)")
-    return (values[rows.pixel_ids] * rows.weights).sum()
 
 
 def region_variance(

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from gags.errors import GagsError
 from gags.geometry import Camera
-from gags.scene._scene import View
-from gags.segment._types import LEVELS, ViewMasks
+from gags.scene import View
+from gags.segment import LEVELS, ViewMasks
 
 TargetMode = Literal["soft", "hard", "median"]
 """How granularity weights mix the levels: as they are, winner takes all, or their median over the pixel's subpart."""

@@ -22,7 +22,7 @@ class Texture:
         self.levels = [colors.astype(np.float32)]
         while max(self.levels[-1].shape[:2]) > 1:
             level = self.levels[-1]
-            # Odd sizes repeat their last texel, so that texel i of a level always covers 2 i and 2 i + 1 of the one below.
+            # Odd sizes repeat their last texel, so that texel i always covers 2 i and 2 i + 1 of the level below.
             level = np.pad(level, [(0, level.shape[0] % 2), (0, level.shape[1] % 2), (0, 0)], mode="edge")
             self.levels.append(0.25 * (level[::2, ::2] + level[1::2, ::2] + level[::2, 1::2] + level[1::2, 1::2]))
 
@@ -37,9 +37,13 @@ class Texture:
         colors = np.zeros((len(uv), 3), np.float32)
         for index in np.unique(lower):
             here = lower == index
-            fine = self._bilinear(uv[here], index)
+            colors[here] = self._bilinear(uv[here], index)
+        # Where the texture is seen from near, level 0 is all there is to it.
+        between = share[:, 0] > 0.0
+        for index in np.unique(lower[between]):
+            here = between & (lower == index)
             coarse = self._bilinear(uv[here], min(index + 1, len(self.levels) - 1))
-            colors[here] = fine + share[here] * (coarse - fine)
+            colors[here] += share[here] * (coarse - colors[here])
         return colors
 
     def _bilinear(self, uv: Float[np.ndarray, "sample 2"], level: int) -> Float[np.ndarray, "sample 3"]:
@@ -51,9 +55,13 @@ class Texture:
         right, below = np.minimum(column + 1, width - 1), np.minimum(row + 1, height - 1)
         fx, fy = (x - column).astype(np.float32)[:, None], (y - row).astype(np.float32)[:, None]
         flat = picture.reshape(-1, 3)
-        above = flat[row * width + column] * (1.0 - fx) + flat[row * width + right] * fx
-        under = flat[below * width + column] * (1.0 - fx) + flat[below * width + right] * fx
-        return above * (1.0 - fy) + under * fy
+        row, below = row * width, below * width
+        above = flat.take(row + column, axis=0)
+        above += (flat.take(row + right, axis=0) - above) * fx
+        under = flat.take(below + column, axis=0)
+        under += (flat.take(below + right, axis=0) - under) * fx
+        above += (under - above) * fy
+        return above
 
 
 @dataclass(frozen=True)
@@ -158,7 +166,7 @@ def photo_mask(camera: Camera, faces: Sequence[Face], hits: Hits, index: int) ->
 def visible(
     camera: Camera, faces: Sequence[Face], points_world: Float[np.ndarray, "point 3"], own: Int16[np.ndarray, " point"]
 ) -> tuple[Float[np.ndarray, "point 2"], Bool[np.ndarray, " point"]]:
-    """Where points on the faces ``own`` appear (x, y in pixels), and whether they do: in the image, with nothing before them."""
+    """Where points on the faces ``own`` appear (x, y in pixels), and whether they are in the image and not hidden."""
     points = points_world @ _rotation(camera).T + _translation(camera)
     depth = points[:, 2]
     # What is not in front of the camera is sorted out below; 1 keeps its division quiet.

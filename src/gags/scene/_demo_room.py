@@ -1,6 +1,7 @@
 """The built-in scene's room: walls, furniture, the photographs on them, and where the cameras stand.
 
-Metres; y points down and the floor is at y = 0. Light is constant over a face but for soft shadows, painted into its texture.
+Metres; y points down and the floor is at y = 0. Light is constant over a face, but for soft shadows painted into its
+texture.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Photograph:
 
 _WHITE, _NAVY, _TEAL, _OAK, _WALNUT = (243, 240, 232), (38, 50, 84), (28, 84, 88), (186, 140, 88), (74, 48, 34)
 
-PEDESTALS = {"left": ((-1.3, 0.42), (0.62, 0.5), 0.80, 22.0), "right": ((1.34, 0.5), (0.56, 0.5), 1.02, -24.0)}
+PEDESTALS = {"left": ((-1.38, 0.42), (0.78, 0.5), 0.82, 22.0), "right": ((1.34, 0.5), (0.56, 0.5), 1.02, -24.0)}
 """Centre (x, z), size (x, z), height and yaw in degrees."""
 
 
@@ -66,12 +67,21 @@ def _on_pedestal(name: str, height_m: float) -> tuple[float, float, float]:
 
 PHOTOGRAPHS = (
     Photograph("cat", "chelsea.png", None, (-1.02, -1.66, 2.0), 0.0, 0.72, _WHITE, 0.07, _WALNUT),
-    Photograph("motorcycle", "motorcycle_left.png", (90, 60, 690, 460), (1.02, -1.66, 2.0), 0.0, 0.72, _WHITE, 0.07, _WALNUT),
+    Photograph(
+        "motorcycle", "motorcycle_left.png", (90, 60, 690, 460),
+        (1.02, -1.66, 2.0), 0.0, 0.72, _WHITE, 0.07, _WALNUT,
+    ),
     Photograph("tripod", "camera.png", None, (-2.4, -1.5, 0.5), 90.0, 0.95, _TEAL, 0.08, _OAK),
     Photograph("rocket", "rocket.jpg", (220, 90, 420, 427), (2.4, -1.5, 0.5), -90.0, 1.0, _WHITE, 0.08, _WALNUT),
     Photograph("coffee cup", "coffee.png", None, (0.0, -1.05, 0.62), 0.0, 0.46, _WHITE, 0.045, _WALNUT),
-    Photograph("helmet", "astronaut.png", (270, 300, 512, 512), _on_pedestal("left", 0.46), 22.0, 0.40, _WHITE, 0.04, _WALNUT),
-    Photograph("space shuttle", "astronaut.png", (330, 0, 512, 300), _on_pedestal("right", 0.55), -24.0, 0.62, _NAVY, 0.04, _OAK),
+    Photograph(
+        "helmet", "astronaut.png", (300, 330, 490, 490),
+        _on_pedestal("left", 0.45), 22.0, 0.46, _WHITE, 0.04, _WALNUT,
+    ),
+    Photograph(
+        "space shuttle", "astronaut.png", (360, 0, 480, 300),
+        _on_pedestal("right", 0.55), -24.0, 0.68, _NAVY, 0.04, _OAK,
+    ),
 )  # fmt: skip
 
 
@@ -228,7 +238,7 @@ def is_free(eye_world: Float[np.ndarray, " 3"], clearance_m: float = 0.15) -> bo
 
 
 def camera_poses(n_views: int) -> list[tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]]:
-    """(eye, target) of each view: a wide arc and a narrower one at two heights, then close-ups of each photograph in turn."""
+    """(eye, target) of each view: a wide and a narrow arc at two heights, then close-ups of each photograph in turn."""
     n_wide, n_middle = round(0.3 * n_views), int(0.25 * n_views)
     poses = []
     for n, reach_x, reach_z, target_z in ((n_wide, 2.1, 2.9, 1.0), (n_middle, 1.45, 1.75, 1.1)):
@@ -271,7 +281,7 @@ def _shell(painter: Painter, blocks: tuple[_Block, ...]) -> list[Face]:
         length = float(np.abs(along).sum())
         texture = _wall(painter, np.array(corner), np.array(along) / length, length, high, color)
         rectangles.append((corner, along, (0, high, 0), texture))
-    return [_lit_face(*map(np.array, (corner, u, v)), colors) for corner, u, v, colors in rectangles]
+    return [_lit_face(np.array(corner), np.array(u), np.array(v), colors) for corner, u, v, colors in rectangles]
 
 
 def _floor(

@@ -1,7 +1,7 @@
 """The built-in scene: a room hung with photographs, written as a COLMAP scene with labels.
 
-The photographs come with scikit-image, so nothing is downloaded. The room is ray-cast exactly, and so are its labels and
-the tracks of its sparse points.
+The photographs come with scikit-image, so nothing is downloaded. The room is ray-cast exactly, and so are its labels
+and the tracks of its sparse points.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def make_demo_scene(folder: Path, config: DemoConfig) -> Path:
         The folder.
 
     Raises:
-        GagsError: the folder exists and is not empty, may not be written, the disk is full, or scikit-image has lost its
-            photographs.
+        GagsError: the folder exists and is not empty, may not be written, the disk is full, or scikit-image has
+            lost its photographs.
     """
     if min(config.n_views, config.n_labelled, config.supersampling, config.width, config.height, config.n_points) < 1:
         raise GagsError(f"demo scene: expected sizes and counts of at least 1, found {config}; raise the one below 1")
@@ -91,8 +91,8 @@ def make_demo_scene(folder: Path, config: DemoConfig) -> Path:
         os.replace(temporary, folder)
     except OSError as error:
         raise GagsError(
-            f"{folder}: the built-in scene could not be written ({error.strerror}); check that its parent is a writable "
-            "folder and its disk is not full"
+            f"{folder}: the built-in scene could not be written ({error.strerror}); check that its parent is a "
+            "writable folder and its disk is not full"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -135,7 +135,7 @@ def _write_scene(folder: Path, config: DemoConfig) -> None:
 
 
 def _choose(labels: list[dict[str, Any]], n_chosen: int) -> list[dict[str, Any]]:
-    """From each of ``n_chosen`` runs of consecutive views, the one that best evens out how often each category is labelled."""
+    """Of each of ``n_chosen`` runs of views, the one that best evens out how often the categories are labelled."""
     times = dict.fromkeys(CATEGORIES, 0)
     chosen = []
     for views in np.array_split(np.arange(len(labels)), min(n_chosen, len(labels))):
@@ -173,7 +173,7 @@ def _label(camera: Camera, faces: list[Face], name: str, min_label_px: int) -> d
 
 
 def _whole_area_px(camera: Camera, face: Face) -> float:
-    """Area of the photograph's image if nothing hid it and the image had no end; infinite if it reaches behind the camera."""
+    """Area of the photograph's image if nothing hid or cut it; infinite if it reaches behind the camera."""
     T_camera_world = camera.T_camera_world.double().numpy()
     corners = face.photo_corners_world @ T_camera_world[:3, :3].T + T_camera_world[:3, 3]
     if corners[:, 2].min() <= 0.0:
@@ -186,7 +186,7 @@ def _outline(mask: Bool[np.ndarray, "height width"]) -> list[list[int]]:
     """A polygon (x, y) through the boundary pixels of a mask in one piece: filled, outline included, it is the mask."""
     from skimage.measure import find_contours
 
-    # A level just below that of the mask puts the contour on the mask's outermost pixels, not between them and the next.
+    # A level just below the mask's puts the contour on its outermost pixels, not between them and the next.
     contours = find_contours(np.pad(mask, 1).astype(np.float64), 0.999, fully_connected="high")
     points = np.rint(max(contours, key=len) - 1.0).astype(int)[:, ::-1]
     points = points[np.any(points != np.roll(points, 1, axis=0), axis=1)]
@@ -254,9 +254,10 @@ def _write_model(folder: Path, cameras: list[Camera], names: list[str], points: 
             tracks[j].append(f"{i + 1} {position}")
     _write_text(folder / "images.txt", "\n".join(image_lines) + "\n")
     point_lines = ["# POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[] as (IMAGE_ID, POINT2D_IDX)"]
-    for j, (xyz, rgb, track) in enumerate(zip(points.xyz_world, points.colors, tracks, strict=True)):
-        position = " ".join(f"{value:.6f}" for value in xyz)
-        point_lines.append(f"{j + 1} {position} {' '.join(map(str, rgb))} 0 {' '.join(track)}")
+    for i, track in enumerate(tracks):
+        xyz = " ".join(f"{value:.6f}" for value in points.xyz_world[i])
+        rgb = " ".join(str(value) for value in points.colors[i])
+        point_lines.append(f"{i + 1} {xyz} {rgb} 0 {' '.join(track)}")
     _write_text(folder / "points3D.txt", "\n".join(point_lines) + "\n")
 
 

@@ -54,11 +54,11 @@ def mask_boxes(masks: Bool[Tensor, "mask height width"]) -> Int[Tensor, "mask 4"
     """Smallest and largest column and row of each mask (x0, y0, x1, y1, ends inclusive); zeros for an empty one."""
     filled = masks.numpy()
     boxes = np.zeros((len(filled), 4), np.int64)
-    for axis, lines in ((0, filled.any(1)), (1, filled.any(2))):
+    for axis, lines in ((0, np.any(filled, axis=1)), (1, np.any(filled, axis=2))):
         boxes[:, axis] = lines.argmax(1)
         boxes[:, axis + 2] = lines.shape[1] - 1 - lines[:, ::-1].argmax(1)
     # an empty mask has no first line, which argmax does not tell
-    return torch.from_numpy(boxes * filled.any((1, 2))[:, None])
+    return torch.from_numpy(boxes * np.any(filled, axis=(1, 2))[:, None])
 
 
 def box_nms(boxes_xyxy: Int[Tensor, "mask 4"], scores: Float[Tensor, " mask"], max_iou: float) -> Int[Tensor, " kept"]:
@@ -200,7 +200,7 @@ def assemble(levels: Sequence[Candidates], prompts_xy_px: Float[Tensor, "prompt 
     )
 
 
-def view_masks_to_arrays(view: ViewMasks) -> dict[str, Shaped[np.ndarray, "..."]]:
+def view_masks_to_arrays(view: ViewMasks) -> dict[str, Shaped[np.ndarray, ...]]:
     """A view's masks as compact arrays: bits of each mask inside its box."""
     boxes = mask_boxes(view.masks).numpy()
     bits = [
@@ -218,7 +218,7 @@ def view_masks_to_arrays(view: ViewMasks) -> dict[str, Shaped[np.ndarray, "..."]
     }
 
 
-def arrays_to_view_masks(arrays: dict[str, Shaped[np.ndarray, "..."]]) -> ViewMasks:
+def arrays_to_view_masks(arrays: dict[str, Shaped[np.ndarray, ...]]) -> ViewMasks:
     """The inverse of ``view_masks_to_arrays``."""
     masks = np.zeros((len(arrays["boxes"]), *arrays["label_maps"].shape[1:]), bool)
     start = 0

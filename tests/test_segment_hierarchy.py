@@ -1,0 +1,75 @@
+"""The built-in segmenter: nested masks around their prompts, and things found where things are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import Bool, UInt8
+from torch import Tensor
+
+from gags.segment import HierarchyConfig, HierarchySegmenter, make_segmenter
+
+HEIGHT, WIDTH = 90, 120
+
+
+@pytest.fixture(scope="module")
+def picture() -> tuple[UInt8[Tensor, "height width 3"], Bool[Tensor, "height width"]]:
+    """A two-coloured disc on a noisy wall, and where the disc is."""
+    v, u = np.mgrid[:HEIGHT, :WIDTH]
+    disc = (u - 70) ** 2 + (v - 40) ** 2 < 22**2
+    image = np.full((HEIGHT, WIDTH, 3), (190, 190, 180), float)
+    image[disc] = (200, 60, 40)
+    image[disc & (u > 70)] = (180, 30, 60)
+    image += np.random.default_rng(0).normal(0, 3, image.shape)
+    return torch.from_numpy(image.clip(0, 255).astype(np.uint8)), torch.from_numpy(disc)
+
+
+def segmenter() -> HierarchySegmenter:
+    return HierarchySegmenter(HierarchyConfig(n_superpixels=200))
+
+
+def test_masks_are_nested_around_their_prompt(picture: tuple[Tensor, Tensor]) -> None:
+    points = torch.rand(37, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([WIDTH, HEIGHT])
+    proposals = segmenter().prepare(picture[0], None).propose(points)
+    assert proposals.masks.shape == (37, 3, HEIGHT, WIDTH)
+    for (x, y), (subpart, part, whole) in zip(points.tolist(), proposals.masks, strict=True):
+        assert subpart[int(y), int(x)]
+        assert (subpart <= part).all() and (part <= whole).all()
+    for quality in (proposals.predicted_iou, proposals.stability):
+        assert quality.shape == (37, 3) and (quality >= 0).all() and (quality <= 1).all()
+
+
+def test_the_disc_is_one_of_the_wholes(picture: tuple[Tensor, Tensor]) -> None:
+    image, disc = picture
+    (whole,) = segmenter().prepare(image, None).propose(torch.tensor([[62.0, 40.0]])).masks[:, 2]
+    assert (whole & disc).sum() / (whole | disc).sum() > 0.85
+
+
+def test_depth_separates_what_colour_does_not() -> None:
+    image = torch.full((HEIGHT, WIDTH, 3), 120, dtype=torch.uint8)
+    depth = torch.full((HEIGHT, WIDTH), 5.0)
+    box = torch.zeros(HEIGHT, WIDTH, dtype=torch.bool)
+    box[30:60, 40:80] = True
+    depth[box] = 2.0
+    (whole,) = segmenter().prepare(image, depth).propose(torch.tensor([[60.0, 45.0]])).masks[:, 2]
+    # superpixels of a flat colour are squares, so the box's outline is met only roughly
+    assert (whole & box).sum() / whole.sum() > 0.8
+    assert (whole & box).sum() / box.sum() > 0.5
+
+
+def test_equal_images_give_equal_answers(picture: tuple[Tensor, Tensor]) -> None:
+    points = torch.tensor([[5.5, 7.5], [70.5, 40.5]])
+    first, second = (segmenter().prepare(picture[0], None).propose(points) for _ in range(2))
+    assert torch.equal(first.masks, second.masks) and torch.equal(first.stability, second.stability)
+
+
+def test_one_flat_colour_is_no_trouble() -> None:
+    proposals = (
+        segmenter().prepare(torch.zeros(24, 31, 3, dtype=torch.uint8), None).propose(torch.tensor([[30.9, 23.9]]))
+    )
+    assert torch.isfinite(proposals.predicted_iou).all() and proposals.masks.any()
+
+
+def test_the_name_tells_the_settings() -> None:
+    assert make_segmenter("hierarchy").name != HierarchySegmenter(HierarchyConfig(place_weight=0.1)).name
