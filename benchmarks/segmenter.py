@@ -19,9 +19,7 @@ from collections import defaultdict
 from importlib.metadata import version
 from pathlib import Path
 
-
 import numpy as np
-
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
@@ -50,7 +48,9 @@ def colored(label_map: Int[Tensor, "height width"]) -> UInt8[Tensor, "height wid
     return torch.from_numpy(np.where(label_map[..., None] >= 0, palette[label_map.clamp(min=0)], np.uint8(0)))
 
 
-def measure_view(frame: FrameLabels, photo: Path, segmenter: Segmenter, max_side: int, index: int) -> tuple[dict, ViewMasks]:
+def measure_view(
+    frame: FrameLabels, photo: Path, segmenter: Segmenter, max_side: int, index: int
+) -> tuple[dict, ViewMasks]:
     """Oracle IoU by category and figures of one labelled view."""
     camera = Camera(torch.eye(4), 1.0, 1.0, 0.0, 0.0, frame.width, frame.height).limited(max_side)
     image = resize_image(read_image(photo), camera.width, camera.height)

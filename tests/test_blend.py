@@ -10,7 +10,7 @@ from gags.gaussians import Gaussians
 from gags.geometry import Camera, look_at
 from gags.rasterize import BlendWeights, blend_weights, rasterization
 
-WIDTH, HEIGHT, N = 43, 29, 150
+WIDTH, HEIGHT, N = 83, 29, 150
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def gaussians() -> Gaussians:
 @pytest.fixture(scope="module")
 def camera() -> Camera:
     pose = look_at(torch.tensor([0.5, -1.0, -4.0]), torch.zeros(3), torch.tensor([0.0, -1.0, 0.0]))
-    return Camera(pose, 40.0, 41.0, 22.0, 14.0, WIDTH, HEIGHT)
+    return Camera(pose, 70.0, 41.0, 42.0, 14.0, WIDTH, HEIGHT)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def test_the_same_view_gives_the_same_bytes(gaussians: Gaussians, camera: Camera
 
 def test_an_empty_view(gaussians: Gaussians, camera: Camera) -> None:
     away = Camera(
-        torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0])) @ camera.T_camera_world, 40.0, 41.0, 22.0, 14.0, WIDTH, HEIGHT
+        torch.diag(torch.tensor([-1.0, 1.0, -1.0, 1.0])) @ camera.T_camera_world, 70.0, 41.0, 42.0, 14.0, WIDTH, HEIGHT
     )
     nothing = blend_weights(gaussians, away)
     assert not nothing.alpha.any() and not nothing.render(torch.ones(N, 2)).any()

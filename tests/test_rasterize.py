@@ -13,10 +13,11 @@ from gags.errors import GagsError
 from gags.gaussians import Gaussians
 from gags.geometry import Camera, look_at
 from gags.rasterize import rasterization, render
+from gags.rasterize._tiles import TILE_HEIGHT, TILE_WIDTH
 from slow_rasterizer import slow_rasterization
 
-WIDTH, HEIGHT = 37, 19
-"""More than one tile each way, and a multiple of nothing."""
+WIDTH, HEIGHT = 70, 19
+"""More than one tile each way (a test below says so), and a multiple of nothing."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Splats:
         return Splats(*(t.detach().to(dtype).clone().requires_grad_() for t in self.tensors()))
 
 
-def make_splats(seed: int, n: int = 14, bands: int = 0, channels: int = 3, cameras: int = 1) -> Splats:
+def make_splats(seed: int, n: int = 11, bands: int = 0, channels: int = 3, cameras: int = 1) -> Splats:
     """A cloud around the origin seen from 4 units away; some Gaussians behind the camera, some far outside the picture,
     some opaque."""
     rng = torch.Generator().manual_seed(seed)
@@ -51,7 +52,7 @@ def make_splats(seed: int, n: int = 14, bands: int = 0, channels: int = 3, camer
     opacities[3:5] = 1.0
     eyes = torch.tensor([[0.3 + 0.5 * c, -0.4, -4.0 + 0.3 * c] for c in range(cameras)])
     up = torch.tensor([0.0, -1.0, 0.1])
-    K = torch.tensor([[31.0, 0.0, 17.5], [0.0, 29.0, 9.0], [0.0, 0.0, 1.0]])
+    K = torch.tensor([[58.0, 0.0, 34.5], [0.0, 29.0, 9.0], [0.0, 0.0, 1.0]])
     colors = torch.randn(n, bands, 3, generator=rng) * 0.4 if bands else torch.randn(n, channels, generator=rng)
     return Splats(
         means=means,
@@ -110,6 +111,11 @@ def test_values_and_gradients_are_those_of_the_double_loop(scene: dict, options:
             assert (mine.grad - twin.grad).abs().max() < 1e-3 * twin.grad.abs().max(), name
 
 
+def test_the_pictures_of_these_tests_have_several_tiles_each_way() -> None:
+    assert WIDTH > TILE_WIDTH and HEIGHT > TILE_HEIGHT
+    assert WIDTH % TILE_WIDTH and HEIGHT % TILE_HEIGHT
+
+
 def test_absgrad_sums_the_pixels_absolute_gradients() -> None:
     splats = make_splats(seed=1, n=8)
     picture, _, info = rasterization(*splats.leaves(torch.float32).tensors(), WIDTH, HEIGHT, absgrad=True)
@@ -137,7 +143,7 @@ def test_gaussians_behind_the_camera_and_outside_are_not_seen_and_get_no_gradien
 def test_a_gaussian_over_the_edge_is_drawn() -> None:
     splats = make_splats(seed=2, n=3)
     # half a pixel outside the left edge, at depth 2
-    outside = replace(splats, means=torch.tensor([[(-0.5 - 17.5) / 31 * 2, 0.0, 2.0]]), viewmats=torch.eye(4)[None])
+    outside = replace(splats, means=torch.tensor([[(-0.5 - 34.5) / 58 * 2, 0.0, 2.0]]), viewmats=torch.eye(4)[None])
     arguments = [t[:1] for t in outside.tensors()[:5]]
     _, alpha, _ = rasterization(*arguments, outside.viewmats, outside.Ks, WIDTH, HEIGHT)
     assert alpha[0, 9, 0] > 0.3 * arguments[3]
@@ -235,7 +241,7 @@ def test_render_gives_colors_depth_and_alpha() -> None:
     gaussians = Gaussians(
         splats.means, splats.quats, splats.scales.log(), torch.logit(splats.opacities.clamp(max=0.99)), splats.colors
     )
-    camera = Camera(splats.viewmats[0], 31.0, 29.0, 17.5, 9.0, WIDTH, HEIGHT)
+    camera = Camera(splats.viewmats[0], 58.0, 29.0, 34.5, 9.0, WIDTH, HEIGHT)
     background = torch.tensor([1.0, 0.5, 0.0])
     seen = render(gaussians, camera, background=background)
     arguments = (gaussians.means, gaussians.quats, gaussians.scales, gaussians.opacities, gaussians.sh)
@@ -259,16 +265,16 @@ def test_render_gives_colors_depth_and_alpha() -> None:
 @pytest.mark.parametrize(
     ("changes", "options", "message"),
     [
-        ({"quats": torch.ones(14, 3)}, {}, r"expected quats of shape \(14, 4\), found \(14, 3\)"),
+        ({"quats": torch.ones(11, 3)}, {}, r"expected quats of shape \(11, 4\), found \(11, 3\)"),
         (
-            {"colors": torch.ones(13, 3)},
+            {"colors": torch.ones(10, 3)},
             {},
-            r"expected colors of shape \[N, X\] or \[C, N, X\] with N = 14, C = 1, found \(13, 3\)",
+            r"expected colors of shape \[N, X\] or \[C, N, X\] with N = 11, C = 1, found \(10, 3\)",
         ),
-        ({"colors": torch.ones(14, 4, 3)}, {"sh_degree": 2}, r"K >= 9"),
-        ({"colors": torch.ones(14, 36, 3)}, {"sh_degree": 5}, "expected sh_degree 0 to 3, found 5"),
+        ({"colors": torch.ones(11, 4, 3)}, {"sh_degree": 2}, r"K >= 9"),
+        ({"colors": torch.ones(11, 36, 3)}, {"sh_degree": 5}, "expected sh_degree 0 to 3, found 5"),
         (
-            {"means": torch.ones(14, 3, dtype=torch.float64)},
+            {"means": torch.ones(11, 3, dtype=torch.float64)},
             {},
             "expected means as float32 on cpu, found torch.float64",
         ),

@@ -303,6 +303,33 @@ def test_photographs_without_a_common_place_are_refused(tmp_path: Path) -> None:
         load(tmp_path / "scene", SceneConfig(matching="sequential"))
 
 
+def test_cameras_are_not_begun_on_a_disk_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """COLMAP's database ends the process when the disk fills up under it."""
+    (tmp_path / "scene").mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "scene" / name)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=3_000_000))
+    with pytest.raises(GagsError, match=r"sfm: expected 18 MB of free space to make .* 3 photographs, found 3\.0 MB"):
+        load(tmp_path / "scene")
+    assert not [path for path in (tmp_path / "workspace").rglob("*") if path.is_file()]
+
+
+def test_what_colmap_cannot_write_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "scene").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "scene" / name)
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("No registered database factory succeeded.")
+
+    monkeypatch.setattr(pycolmap, "extract_features", fail)
+    with pytest.raises(
+        GagsError, match=r"sfm: .* COLMAP could not go on \(No registered .*\); check that the folder is"
+    ):
+        load(tmp_path / "scene")
+
+
 # what is refused
 
 

@@ -72,4 +72,4 @@ def test_one_flat_colour_is_no_trouble() -> None:
 
 
 def test_the_name_tells_the_settings() -> None:
-    assert make_segmenter("hierarchy").name != HierarchySegmenter(HierarchyConfig(place_weight=0.1)).name
+    assert make_segmenter("hierarchy").name != HierarchySegmenter(HierarchyConfig(gamma=0.7)).name

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 
+import tiny
 from gags.gaussians import Gaussians
 from gags.geometry import Camera, project
 from gags.segment import SegmentConfig, segment_view

@@ -19,7 +19,7 @@ from torch import Tensor
 from gags.distill import DistillConfig, DistillState, LanguageField, LiftConfig, distill, lift
 from gags.encode import EncodeConfig, ImageTextEncoder, encode, make_encoder
 from gags.errors import GagsError
-from gags.evaluate import Evaluation, Labels, Split, evaluate, load_labels
+from gags.evaluate import Evaluation, Labels, evaluate, load_labels
 from gags.gaussians import Gaussians, read_splats, write_splats
 from gags.progress import track
 from gags.query import QueryConfig, relevancy_maps, teacher_relevancy
@@ -140,7 +140,7 @@ class Run:
         """The encoder whose space the field is in."""
         return self.encoder_override or make_encoder(self.description["config"]["encoder"])
 
-    def split(self, labels: Labels) -> Split:
+    def split(self, labels: Labels) -> Literal["published", "strict", "mixed"]:
         """``strict`` if every labelled view is held out, ``published`` if none is, else ``mixed``."""
         held_out_names = {view.name for view in self.scene.held_out_views}
         held_out = [name in held_out_names for name in labels.image_names]

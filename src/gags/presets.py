@@ -17,46 +17,60 @@ PAPER = RunConfig()
 
 FAST = RunConfig(
     reconstruct=ReconstructConfig(
-        iterations=4000,
+        iterations=5000,
         max_side_px=404,
         num_downscales=2,
-        resolution_schedule=500,
+        resolution_schedule=400,
         sh_degree=2,
-        sh_degree_interval=1000,
-        refine_start=300,
-        refine_stop=2800,
+        means_lr=6.4e-4,
+        scales_lr=1e-2,
+        quats_lr=2e-3,
+        sh0_lr=5e-3,
+        sh_rest_lr=5e-4,
+        refine_start=200,
+        refine_stop=3200,
+        # a short training has no time to recover from transparent Gaussians
         reset_every=0,
         max_gaussians=100_000,
         checkpoint_every=500,
     ),
     segment=SegmentConfig(max_side_px=404),
     distill=DistillConfig(
-        iterations=2000, pixels_per_iteration=4096, checkpoint_every=500, feature_lr=5e-3, decoder_lr=1e-3
+        iterations=2000, pixels_per_iteration=4096, checkpoint_every=500, feature_lr=5e-2, decoder_lr=1e-3
     ),
 )
-"""Minutes on a laptop: small images, few iterations, distillation on sampled pixels with larger steps."""
+"""Minutes on a laptop: small images, few iterations with larger steps, distillation on sampled pixels."""
 
 BALANCED = replace(
     FAST,
-    reconstruct=ReconstructConfig(
-        iterations=10_000,
+    reconstruct=replace(
+        FAST.reconstruct,
+        iterations=8000,
         max_side_px=808,
-        num_downscales=2,
-        resolution_schedule=1500,
-        refine_stop=7000,
-        reset_every=0,
-        max_gaussians=250_000,
-        checkpoint_every=500,
+        resolution_schedule=1000,
+        sh_degree=3,
+        means_lr=3.2e-4,
+        refine_start=300,
+        refine_stop=5500,
+        max_gaussians=200_000,
     ),
     segment=SegmentConfig(max_side_px=808),
     distill=replace(FAST.distill, iterations=6000),
 )
-"""An hour on a laptop, for photographs of about 800 pixels."""
+"""An hour or two on a laptop, for photographs of about 800 pixels."""
 
 DEMO = replace(
     FAST,
     reconstruct=replace(
-        FAST.reconstruct, iterations=1000, max_side_px=400, resolution_schedule=200, sh_degree=0, refine_stop=700
+        FAST.reconstruct,
+        iterations=1500,
+        max_side_px=400,
+        resolution_schedule=150,
+        sh_degree=0,
+        refine_start=100,
+        refine_every=50,
+        refine_stop=1000,
+        max_gaussians=50_000,
     ),
     distill=replace(FAST.distill, iterations=600),
 )
@@ -74,7 +88,7 @@ TINY = RunConfig(
     ),
     segment=SegmentConfig(min_region_px=4),
     distill=DistillConfig(
-        iterations=200, downscale=1, pixels_per_iteration=512, feature_lr=1e-2, decoder_lr=1e-3, checkpoint_every=50
+        iterations=200, downscale=1, pixels_per_iteration=512, feature_lr=3e-2, decoder_lr=1e-3, checkpoint_every=50
     ),
 )
 """A handful of thumbnails, in seconds: for tests and first steps in code."""

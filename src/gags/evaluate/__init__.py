@@ -3,7 +3,6 @@
 from gags.evaluate._evaluate import Evaluation as Evaluation
 from gags.evaluate._evaluate import PairScore as PairScore
 from gags.evaluate._evaluate import RelevancyOf as RelevancyOf
-from gags.evaluate._evaluate import Split as Split
 from gags.evaluate._evaluate import evaluate as evaluate
 from gags.evaluate._labels import FrameLabels as FrameLabels
 from gags.evaluate._labels import Label as Label

@@ -135,6 +135,10 @@ def blend_weights(
     """
     if (top_k is not None and top_k < 1) or not 0.0 <= min_weight < 1.0:
         raise GagsError(f"blend weights: expected top_k >= 1 and min_weight in [0, 1), found {top_k} and {min_weight}")
+    if gaussians.means.is_cuda:
+        raise GagsError(
+            f"blend weights: expected Gaussians on the CPU, found {gaussians.means.device}; move them there"
+        )
     size = (camera.width, camera.height)
     with torch.no_grad():
         opacities = gaussians.opacities.contiguous()
@@ -145,15 +149,16 @@ def blend_weights(
     order = _tiles.depth_order(depths[0].numpy(), radii[0].numpy())
     splats = _tiles.pack_splats(order, means2d[0].numpy(), conics[0].numpy(), opacities.numpy())
     tile_starts, ranks, _, _ = _tiles.tile_lists(splats, *size)
-    floor = np.float32(min_weight)
-    counts, nothing = np.zeros((camera.height, camera.width), np.int32), np.empty(0, np.int32)
+    # weight > the float before min_weight is weight >= min_weight
+    floor = np.nextafter(np.float32(min_weight), np.float32(0.0))
+    counts, nothing = np.empty((camera.height, camera.width), np.int32), np.empty(0, np.int32)
     starts = np.zeros(counts.size + 1, np.int64)
-    _sparse.walk(counts, starts, nothing, np.empty(0, np.float32), order, splats, tile_starts, ranks, floor)
+    lists = (order, splats, tile_starts, ranks, floor)
+    _sparse.walk(counts, starts, nothing, nothing.view(np.float32), *lists)
     np.cumsum(counts if top_k is None else np.minimum(counts, top_k), out=starts[1:])
     ids, weights = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32)
     if starts[-1] > 0:
-        counts[:] = 0
-        _sparse.walk(counts, starts, ids, weights, order, splats, tile_starts, ranks, floor)
+        _sparse.walk(counts, starts, ids, weights, *lists)
     rows = SparseRows(torch.from_numpy(starts), torch.from_numpy(ids), torch.from_numpy(weights))
     return BlendWeights(rows=rows, width=camera.width, height=camera.height, n_gaussians=len(gaussians))
 

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 from numba import prange
 
-from gags.rasterize._simd import LANES, kernel, load, parallel_kernel, splat, store
+from gags.rasterize._simd import LANES, any_lane, kernel, load, parallel_kernel, select, splat, store
 from gags.rasterize._splatting import CHECK_EVERY, PLANE, STRIDE, attenuate, falloff, open_rows_of, open_tile
 from gags.rasterize._tiles import MEAN_Y, TILE_HEIGHT, TILE_WIDTH, row_range, row_span
 
@@ -19,32 +19,34 @@ def _insert(
     ids: Int32[np.ndarray, " entry"],
     weights: Float32[np.ndarray, " entry"],
     first: int,
-    used: int,
-    capacity: int,
+    position: int,
+    stop: int,
     gaussian: int,
     weight: float,
 ) -> int:
-    """Append an entry to a pixel's list [first, first + used); if it is full, drop the lightest. Front-to-back order is
-    kept."""
-    if used < capacity:
-        ids[first + used], weights[first + used] = gaussian, weight
-        return used + 1
+    """Append to a pixel's list first:position, which may grow to ``stop``; return its new end.
+
+    If the list is full the lightest entry is dropped; front-to-back order is kept.
+    """
+    if position < stop:
+        ids[position], weights[position] = gaussian, weight
+        return position + 1
     lightest = first
-    for j in range(first + 1, first + used):
+    for j in range(first + 1, stop):
         # of equal weights the one behind goes
         if weights[j] <= weights[lightest]:
             lightest = j
     if weight > weights[lightest]:
-        for j in range(lightest, first + used - 1):
+        for j in range(lightest, stop - 1):
             ids[j], weights[j] = ids[j + 1], weights[j + 1]
-        ids[first + used - 1], weights[first + used - 1] = gaussian, weight
-    return used
+        ids[stop - 1], weights[stop - 1] = gaussian, weight
+    return position
 
 
 @kernel
 def _walk_tile(
     state: Float32[np.ndarray, " plane_float"],
-    counts: Int32[np.ndarray, "height width"],
+    ends: Int64[np.ndarray, " plane_pixel"],
     starts: Int64[np.ndarray, " row_bound"],
     ids: Int32[np.ndarray, " entry"],
     weights: Float32[np.ndarray, " entry"],
@@ -53,13 +55,14 @@ def _walk_tile(
     ranks: Int32[np.ndarray, " tile_entry"],
     rectangle: tuple[int, int, int, int],
     width: int,
-    min_weight: float,
+    floor: float,
 ) -> None:
-    """Blend a tile's weights only: count a pixel's entries into ``counts`` [height, width], and write them if ``ids``
-    is not empty."""
+    """Blend a tile's weights only. If ``ids`` is empty, count a pixel's entries in plane 1 of ``state``; else write
+    them, ``ends`` being where each pixel's list ends."""
     left, top, right, bottom = rectangle
     open_rows = np.ones(TILE_HEIGHT, np.bool_)
     row_weights = np.empty(LANES, np.float32)
+    zero, one = splat(_ZERO), splat(_ONE)
     for k in range(ranks.shape[0]):
         if k % CHECK_EVERY == CHECK_EVERY - 1 and not open_rows_of(state, open_rows):
             break
@@ -71,17 +74,18 @@ def _walk_tile(
             dy = np.float32(y) + _HALF - s[MEAN_Y]
             x, stop = row_span(s, dy, left, right)
             while x < stop:
-                weight = attenuate(state, (y - top) * STRIDE + x - left, falloff(s, x, dy)[1])[1]
-                store(row_weights, 0, weight)
-                for lane in range(min(LANES, stop - x)):
-                    if row_weights[lane] > _ZERO and row_weights[lane] >= min_weight:
-                        if ids.size == 0:
-                            counts[y, x + lane] += 1
-                        else:
+                at = (y - top) * STRIDE + x - left
+                weight = attenuate(state, at, falloff(s, x, dy)[1])[1]
+                kept = weight > floor
+                if ids.size == 0:
+                    store(state, at + PLANE, load(state, at + PLANE) + select(kept, one, zero))
+                elif any_lane(kept):
+                    store(row_weights, 0, select(kept, weight, zero))
+                    for lane in range(min(LANES, stop - x)):
+                        if row_weights[lane] > _ZERO:
                             pixel = y * width + x + lane
-                            first = starts[pixel]
-                            counts[y, x + lane] = _insert(
-                                ids, weights, first, counts[y, x + lane], starts[pixel + 1] - first,
+                            ends[at + lane] = _insert(
+                                ids, weights, starts[pixel], ends[at + lane], starts[pixel + 1],
                                 order[ranks[k]], row_weights[lane],
                             )  # fmt: skip
                 x += LANES
@@ -97,20 +101,28 @@ def walk(
     splats: Float32[np.ndarray, "splat column"],
     tile_starts: Int64[np.ndarray, " tile_bound"],
     ranks: Int32[np.ndarray, " tile_entry"],
-    min_weight: float,
+    floor: float,
 ) -> None:
-    """Count (``ids`` empty) or write the entries of all pixels: see ``_walk_tile``. ``counts`` starts at 0."""
+    """Count into ``counts`` (``ids`` empty) or write the entries heavier than ``floor`` of all pixels."""
     height, width = counts.shape
     tiles_across = (width + TILE_WIDTH - 1) // TILE_WIDTH
     for tile in prange(tile_starts.shape[0] - 1):
         left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
         right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
-        state = np.empty(PLANE, np.float32)
+        state, ends = np.zeros(2 * PLANE, np.float32), np.zeros(PLANE, np.int64)
         open_tile(state, left, top, right, bottom)
+        if ids.size > 0:
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    ends[(y - top) * STRIDE + x - left] = starts[y * width + x]
         _walk_tile(
-            state, counts, starts, ids, weights, order, splats,
-            ranks[tile_starts[tile] : tile_starts[tile + 1]], (left, top, right, bottom), width, min_weight,
+            state, ends, starts, ids, weights, order, splats,
+            ranks[tile_starts[tile] : tile_starts[tile + 1]], (left, top, right, bottom), width, floor,
         )  # fmt: skip
+        if ids.size == 0:
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    counts[y, x] = state[PLANE + (y - top) * STRIDE + x - left]
 
 
 @parallel_kernel

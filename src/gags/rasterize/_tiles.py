@@ -16,7 +16,7 @@ from numba import prange
 from gags.rasterize._projection import ALPHA_CUT, CHUNK
 from gags.rasterize._simd import kernel, parallel_kernel
 
-TILE_WIDTH = 32
+TILE_WIDTH = 64
 """Pixels a tile is wide. Tiles bound the working memory of the blending loop; results do not depend on them."""
 TILE_HEIGHT = 16
 """Pixels a tile is high."""

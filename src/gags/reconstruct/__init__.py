@@ -1,3 +1,5 @@
+"""RGB training of the Gaussians, and how good it is."""
+
 from gags.reconstruct._config import ReconstructConfig as ReconstructConfig
 from gags.reconstruct._initial import initial_gaussians as initial_gaussians
 from gags.reconstruct._initial import scene_extent as scene_extent

@@ -31,6 +31,11 @@ _EXHAUSTIVE_LIMIT = 60
 """Photographs up to which "auto" compares every pair: their number grows with the square."""
 _FEATURE_SIDE_PX = 1600
 """Longer side at which features are sought: the working resolution; time grows with its square."""
+_DATABASE_MB_PER_PHOTO, _DATABASE_MB_PER_PAIR = 2.5, 0.02
+"""Estimate, on the safe side, of what COLMAP's database takes. A photograph's 8192 features (pycolmap's most) are 1.25 MB;
+with matches and SQLite's log, six photographs (1600x1200, detail everywhere, 15 pairs) took 2.53 MB each."""
+_SEQUENTIAL_PAIRS = 20
+"""Pairs a photograph has in sequential matching: ten neighbours, ten at powers of two."""
 
 
 def make_model(image_folder: Path, names: Sequence[str], workspace: Path, matching: Matching) -> Path:
@@ -38,10 +43,9 @@ def make_model(image_folder: Path, names: Sequence[str], workspace: Path, matchi
 
     SIFT, matching of all pairs or of neighbours in name order, incremental mapping (Schönberger and Frahm 2016); the
     largest model counts. Work goes into ``workspace``; a model that is there and was made of the same photographs is
-    not made again. Photographs that found no place are named in a warning. Raises GagsError when no two find one.
+    not made again. Photographs that found no place are named in a warning. Raises GagsError when no two find one, or
+    when the disk of ``workspace`` has no room.
     """
-    import pycolmap
-
     ingredients = {name: (image_folder / name).stat().st_size for name in names}
     made_of = fingerprint({"folder": image_folder.resolve(), "photos": ingredients, "matching": matching})
     model, record = workspace / "model", workspace / "model.json"
@@ -49,16 +53,7 @@ def make_model(image_folder: Path, names: Sequence[str], workspace: Path, matchi
         return model
     shutil.rmtree(workspace / "sfm", ignore_errors=True)
     shutil.rmtree(model, ignore_errors=True)
-    (workspace / "sfm").mkdir(parents=True)
-    _quieten()
-    database = workspace / "sfm" / "database.db"
-    _match(database, image_folder, names, matching)
-    logger.info("finding the cameras of %d photographs", len(names))
-    options = pycolmap.IncrementalPipelineOptions()
-    options.random_seed = 0
-    # threads add the bundle adjustment's terms in any order: one gives the same cameras every time
-    options.num_threads = 1
-    models = pycolmap.incremental_mapping(database, image_folder, workspace / "sfm", options)
+    models = _map(image_folder, names, workspace / "sfm", matching)
     if not models or max(found.num_reg_images() for found in models.values()) < 2:
         raise GagsError(
             f"{image_folder}: expected {len(names)} photographs of one place that overlap, found no two whose cameras "
@@ -78,7 +73,44 @@ def make_model(image_folder: Path, names: Sequence[str], workspace: Path, matchi
     return model
 
 
-def _match(database: Path, image_folder: Path, names: Sequence[str], matching: Matching) -> None:
+def _map(
+    image_folder: Path, names: Sequence[str], folder: Path, matching: Matching
+) -> dict[int, pycolmap.Reconstruction]:
+    """COLMAP's reconstructions of the photographs; its database and output fill ``folder``."""
+    import pycolmap
+
+    exhaustive = matching == "exhaustive" or (matching == "auto" and len(names) <= _EXHAUSTIVE_LIMIT)
+    _quieten()
+    try:
+        folder.mkdir(parents=True)
+        _check_space(folder, len(names), exhaustive)
+        _match(folder / "database.db", image_folder, names, exhaustive)
+        logger.info("finding the cameras of %d photographs", len(names))
+        options = pycolmap.IncrementalPipelineOptions()
+        options.random_seed = 0
+        # threads add the bundle adjustment's terms in any order: one gives the same cameras every time
+        options.num_threads = 1
+        return pycolmap.incremental_mapping(folder / "database.db", image_folder, folder, options)
+    except (OSError, RuntimeError) as error:
+        raise GagsError(
+            f"{folder}: expected a folder to make cameras in, found that COLMAP could not go on ({error}); check that "
+            "the folder is writable and its disk is not full, and run the same command again"
+        ) from error
+
+
+def _check_space(folder: Path, n_photos: int, exhaustive: bool) -> None:
+    """A GagsError when the disk may fill: SQLite inside pycolmap (4.2) then ends the whole process."""
+    n_pairs = n_photos * (n_photos - 1) // 2 if exhaustive else n_photos * _SEQUENTIAL_PAIRS
+    needed_mb = 10.0 + n_photos * _DATABASE_MB_PER_PHOTO + n_pairs * _DATABASE_MB_PER_PAIR
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    if free_mb < needed_mb:
+        raise GagsError(
+            f"{folder}: expected {needed_mb:.0f} MB of free space to make the cameras of {n_photos} photographs, found "
+            f"{free_mb:.1f} MB; free some space, or choose another folder"
+        )
+
+
+def _match(database: Path, image_folder: Path, names: Sequence[str], exhaustive: bool) -> None:
     """Fill COLMAP's database with features and verified matches."""
     import pycolmap
 
@@ -94,7 +126,6 @@ def _match(database: Path, image_folder: Path, names: Sequence[str], matching: M
     )
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = 0
-    exhaustive = matching == "exhaustive" or (matching == "auto" and len(names) <= _EXHAUSTIVE_LIMIT)
     logger.info("matching %s", "all pairs" if exhaustive else "neighbours in name order")
     match = pycolmap.match_exhaustive if exhaustive else pycolmap.match_sequential
     match(database, verification_options=verification, device=pycolmap.Device.cpu)
