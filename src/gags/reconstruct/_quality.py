@@ -11,7 +11,7 @@ from gags.gaussians import Gaussians
 from gags.progress import track
 from gags.rasterize import rasterization
 from gags.reconstruct._ssim import psnr, ssim
-from gags.scene._scene import View
+from gags.scene import View
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from gags.reconstruct._config import ReconstructConfig
 from gags.reconstruct._initial import initial_gaussians, scene_extent
 from gags.reconstruct._ssim import photometric_loss
 from gags.reconstruct._state import ReconstructState, Training, resume_training, start_training
-from gags.scene._scene import Scene, View
+from gags.scene import Scene, View
 
 if TYPE_CHECKING:
     from gags.reconstruct._strategy import LimitedStrategy

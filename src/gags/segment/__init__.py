@@ -3,6 +3,8 @@
 from gags.segment._masks import arrays_to_view_masks as arrays_to_view_masks
 from gags.segment._masks import mask_nms as mask_nms
 from gags.segment._masks import view_masks_to_arrays as view_masks_to_arrays
+from gags.segment._prompts import nearest_depth_map as nearest_depth_map
+from gags.segment._prompts import nearest_depths as nearest_depths
 from gags.segment._segment import SegmentConfig as SegmentConfig
 from gags.segment._segment import segment as segment
 from gags.segment._segment import segment_view as segment_view

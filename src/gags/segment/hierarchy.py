@@ -299,6 +299,13 @@ def _cuts(tree: MergeTree, config: HierarchyConfig) -> Int[np.ndarray, "3 superp
     return holders
 
 
+def _fullness(masks: Bool[np.ndarray, "mask height width"]) -> Float[np.ndarray, " mask"]:
+    """Share of its bounding box that each mask fills."""
+    columns, rows = np.any(masks, axis=1), np.any(masks, axis=2)
+    widths, heights = (x.shape[1] - x.argmax(1) - x[:, ::-1].argmax(1) for x in (columns, rows))
+    return masks.sum((1, 2)) / (widths * heights)
+
+
 class RegionTree:
     """An image's superpixels and merge tree, ready for prompts (a ``PreparedImage``)."""
 
@@ -325,8 +332,9 @@ class RegionTree:
         masks = np.zeros((len(distinct), height, width), bool)
         for mask, node in zip(masks, distinct, strict=True):
             mask[:] = self._mask(int(node))
-        # What differs from its surroundings is trusted more.
-        ious = 0.78 + 0.22 * self._distinctness[distinct]
+        # What differs from its surroundings is trusted more. What fills its box is, too: the boxes of a frame and its picture
+        # overlap so much that box suppression leaves one of them, which should be the picture.
+        ious = 0.78 + 0.12 * self._distinctness[distinct] + 0.1 * _fullness(masks)
         stabilities = np.array([self._stability(int(node)) for node in distinct])
         return MaskProposals(
             masks=torch.from_numpy(masks[where]),
