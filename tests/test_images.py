@@ -119,11 +119,16 @@ def test_names_and_folders_that_cannot_be_written(tmp_path: Path, noise: UInt8[T
         GagsError, match=r"a\.webp: expected a name that ends in \.png, \.jpg or \.jpeg, found '\.webp'"
     ):
         write_image(tmp_path / "a.webp", noise)
-    with pytest.raises(
-        GagsError, match=r"a\.png: could not write the picture \(No such file .*; check that the folder"
-    ):
-        write_image(tmp_path / "nowhere" / "a.png", noise)
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(GagsError, match=r"a\.png: could not write the picture \(.*; check that the folder"):
+        write_image(tmp_path / "file" / "a.png", noise)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_missing_folders_are_made(tmp_path: Path, noise: UInt8[Tensor, "height width 3"]) -> None:
+    write_image(tmp_path / "new" / "a.png", noise)
+    assert torch.equal(read_image(tmp_path / "new" / "a.png"), noise)
+
 
 
 def test_a_picture_that_cannot_take_its_place_leaves_nothing(

@@ -88,7 +88,8 @@ def write_image(path: Path, image: UInt8[Tensor, "height width 3"]) -> None:
         temporary.write_bytes(buffer.getvalue())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
         raise GagsError(
             f"{path}: could not write the picture ({error.strerror}); check that the folder is writable and "
             "its disk is not full"

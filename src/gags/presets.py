@@ -36,7 +36,12 @@ FAST = RunConfig(
     ),
     segment=SegmentConfig(max_side_px=404),
     distill=DistillConfig(
-        iterations=2000, pixels_per_iteration=4096, checkpoint_every=500, feature_lr=5e-2, decoder_lr=1e-3
+        iterations=3000,
+        pixels_per_iteration=2048,
+        feature_lr=5e-2,
+        decoder_lr=1e-3,
+        decoder_dtype="auto",
+        checkpoint_every=500,
     ),
 )
 """Minutes on a laptop: small images, few iterations with larger steps, distillation on sampled pixels."""
@@ -55,7 +60,7 @@ BALANCED = replace(
         max_gaussians=200_000,
     ),
     segment=SegmentConfig(max_side_px=808),
-    distill=replace(FAST.distill, iterations=6000),
+    distill=replace(FAST.distill, iterations=8000),
 )
 """An hour or two on a laptop, for photographs of about 800 pixels."""
 
@@ -72,7 +77,7 @@ DEMO = replace(
         refine_stop=1000,
         max_gaussians=50_000,
     ),
-    distill=replace(FAST.distill, iterations=600),
+    distill=replace(FAST.distill, iterations=700),
 )
 """The built-in scene: 30 small pictures of a matt room."""
 

@@ -85,7 +85,7 @@ class DistillConfig:
     """gad learns what level to trust where; mean, s, m and l are the paper's ablations."""
     target: TargetMode = "soft"
     """How granularity weights mix the levels' embeddings: soft, hard or median. ``hard`` does not train the weights."""
-    decoder_dtype: Literal["float32", "bfloat16"] = "float32"
+    decoder_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Arithmetic of the decoders in training. bfloat16 halves their time on processors that have it."""
     min_blend_weight: float = 1e-3
     """Blend weights (alpha x transmittance) below this are left out of the feature maps; saves memory and time."""
@@ -324,7 +324,10 @@ class _Training:
         return functional.normalize(vectors.float(), dim=-1, eps=1e-12)
 
     def _decoder_arithmetic(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.config.decoder_dtype == "bfloat16")
+        wanted = self.config.decoder_dtype
+        # without the instructions bfloat16 is emulated, slower than float32
+        fast = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted == "bfloat16" or (wanted == "auto" and fast))
 
     def _decoders(self) -> dict[str, nn.Module]:
         decoders: dict[str, nn.Module] = {"feature_decoder": self.feature_decoder}

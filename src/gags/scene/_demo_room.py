@@ -78,10 +78,6 @@ PHOTOGRAPHS = (
         "helmet", "astronaut.png", (300, 330, 490, 490),
         _on_pedestal("left", 0.45), 22.0, 0.46, _WHITE, 0.04, _WALNUT,
     ),
-    Photograph(
-        "space shuttle", "astronaut.png", (360, 0, 480, 300),
-        _on_pedestal("right", 0.55), -24.0, 0.68, _NAVY, 0.04, _OAK,
-    ),
 )  # fmt: skip
 
 
