@@ -35,7 +35,7 @@ class ConseConfig:
     description_tokens: int = 12
     """A class is the mean of its name and this much of its description; 0: its name alone, as in the paper.
     The whole description (70 tokens) is better by little and takes half a minute to embed."""
-    batch_size: int = 8
+    batch_size: int = 16
     """Tiles classified at once: few enough to stay in the processor's cache."""
 
 
