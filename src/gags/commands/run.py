@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -26,7 +27,7 @@ class Arguments:
     """A COLMAP scene (images/ and sparse/0/) or a folder of photographs."""
     out: Path
     """The run folder."""
-    config: tyro.conf.OmitArgPrefixes[RunConfig]
+    config: Annotated[RunConfig, tyro.conf.arg(name="")]
     """Every setting, starting from the preset."""
     preset: PresetName = "fast"
     """What the settings start from: fast (minutes on a laptop), balanced, paper (the publication's numbers)."""
