@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -162,3 +163,28 @@ def test_nothing_is_left_behind_by_a_run_that_cannot_start(tmp_path: Path, capsy
     mistake(["run", str(tmp_path / "empty"), "--out", str(tmp_path / "out")], capsys)
     left = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != "stage.json"]
     assert left == []
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small tmpfs needs root on Linux")
+@pytest.mark.parametrize("size", ["40k", "300k"])
+def test_a_disk_that_fills_up_ends_a_run_with_one_clear_line(
+    tiny_scene: Path, tmp_path: Path, size: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(tmp_path)]
+    if (failed := subprocess.run(mount, capture_output=True, check=False)).returncode:
+        pytest.skip(f"mounting a tmpfs is not allowed here: {failed.stderr.decode().strip()}")
+    try:
+        few = ["--reconstruct.iterations", "20", "--reconstruct.checkpoint-every", "5", "--distill.iterations", "2"]
+        line = mistake(["run", str(tiny_scene), "--out", str(tmp_path / "run"), *few], capsys)
+        assert "disk is full" in line
+        assert not [path for path in tmp_path.rglob("*") if "tmp" in path.name]
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_the_search_example_runs_on_a_run(finished: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "examples" / "search.py"
+    printed = subprocess.run(
+        [sys.executable, str(script), str(finished), "ball"], cwd=tmp_path, capture_output=True, text=True, check=True
+    ).stdout
+    assert "Gaussians, centre" in printed and (tmp_path / printed.splitlines()[-1]).is_file()

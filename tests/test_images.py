@@ -130,7 +130,6 @@ def test_missing_folders_are_made(tmp_path: Path, noise: UInt8[Tensor, "height w
     assert torch.equal(read_image(tmp_path / "new" / "a.png"), noise)
 
 
-
 def test_a_picture_that_cannot_take_its_place_leaves_nothing(
     tmp_path: Path, noise: UInt8[Tensor, "height width 3"], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,6 +29,8 @@ TONES = np.array(
 """Floor, then upper and lower tone of each ball."""
 N_VIEWS = 8
 HELD_OUT = "view_03.png"
+LABEL_SCALE = 4
+"""Labels are drawn this much larger than the images, so that their outlines are exact to a fraction of a pixel."""
 
 
 def cameras() -> list[Camera]:
@@ -114,7 +116,7 @@ def _points() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _label(camera: Camera, name: str) -> dict:
-    tone = ray_cast(camera)
+    tone = ray_cast(camera, LABEL_SCALE)
     objects = []
     for i, category in enumerate(BALLS):
         mask = np.pad((tone == 1 + 2 * i) | (tone == 2 + 2 * i), 1)
@@ -122,7 +124,7 @@ def _label(camera: Camera, name: str) -> dict:
         polygon = [[round(x - 1), round(y - 1)] for y, x in max(find_contours(mask, 0.5), key=len)]
         box = [int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())]
         objects.append({"category": category, "segmentation": polygon, "bbox": box})
-    return {"info": {"name": name, "width": WIDTH, "height": HEIGHT}, "objects": objects}
+    return {"info": {"name": name, "width": LABEL_SCALE * WIDTH, "height": LABEL_SCALE * HEIGHT}, "objects": objects}
 
 
 def nearest_tone(image: UInt8[np.ndarray, "height width 3"]) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +22,7 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 bad input, 2 unknown command, 130 interrupted."""
+    """Run one command; returns the exit status: 0 done, 1 bad input, 2 unknown command, 130 interrupted, 141 nobody reads."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(_overview())
@@ -40,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GagsError as error:
         sys.stderr.write(f"error: {error}\n")
         return 1
+    except BrokenPipeError:
+        # the reader (head, say) has seen enough; nothing more may be written to it, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise

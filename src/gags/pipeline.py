@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import logging
 import platform
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -90,6 +91,8 @@ class Run:
     folder: RunFolder
     encoder_override: ImageTextEncoder | None = None
     """An encoder to use instead of the one named in run.json."""
+    segmenter_override: Segmenter | None = None
+    """A segmenter to use instead of the one named in run.json."""
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -187,11 +190,11 @@ def run(
     features_stage = _make_features(folder, masks_stage, scene, masks, encoder, config)
     embeddings = _stored_embeddings(features_stage, scene)
     if config.field in ("gad", "both"):
-        _make_gad(folder, features_stage, scene, gaussians, masks, embeddings, config)
+        _make_gad(folder, features_stage, scene, gaussians, masks, embeddings, encoder.name, config)
     if config.field in ("lift", "both"):
-        _make_lift(folder, features_stage, scene, gaussians, masks, embeddings, config)
+        _make_lift(folder, features_stage, scene, gaussians, masks, embeddings, encoder.name, config)
     _describe(folder, source, config, segmenter, encoder)
-    return Run(folder, encoder)
+    return Run(folder, encoder, segmenter)
 
 
 def evaluate_run(
@@ -200,13 +203,11 @@ def evaluate_run(
     """The paper's metrics of a field (None: the run's own), or of the 2D teacher: each view's own masks and features."""
     labels = load_labels(labels_folder)
     if what == "teacher":
-        masks, embeddings = run.masks, run.embeddings
+        masks, embeddings = _teacher(run, set(labels.image_names))
 
         def relevancy_of(
             name: str, width: int, height: int, phrases: Sequence[str]
         ) -> Float[Tensor, "phrase height width"]:
-            if run.scene.view(name).held_out:
-                raise GagsError(f"{name}: the teacher has no masks of held-out views; run without --exclude-labelled")
             maps = teacher_relevancy(masks[name], embeddings[name], phrases, run.encoder, query_config)
             return torch.nn.functional.interpolate(maps[None], size=(height, width), mode="bilinear")[0]
     else:
@@ -225,6 +226,32 @@ def evaluate_run(
         split=run.split(labels),
         config=query_config,
         image_names={view.name for view in run.scene.views},
+    )
+
+
+def _teacher(run: Run, names: set[str]) -> tuple[Mapping[str, ViewMasks], Mapping[str, Float[Tensor, "mask width"]]]:
+    """Masks and features of these views; those that were held out are segmented and encoded now, for evaluation alone."""
+    held_out = {view.name for view in run.scene.held_out_views} & names
+    if not held_out:
+        return run.masks, run.embeddings
+    views = tuple(replace(view, held_out=view.held_out and view.name not in names) for view in run.scene.views)
+    scene = replace(run.scene, views=views)
+    others = {view.name for view in scene.training_views} - held_out
+    made_by = run.folder.finished_stage("masks").ingredients
+    segment_config = SegmentConfig(**made_by["segment"])
+    encode_config = EncodeConfig(**run.folder.finished_stage("features").ingredients["encode"])
+    segmenter = run.segmenter_override or make_segmenter(run.description["config"]["segmenter"])
+    depths = dict(run.depths) | {
+        view.name: render(run.gaussians, view.camera.limited(segment_config.max_side_px)).depth
+        for view in scene.training_views
+        if view.name in held_out
+    }
+    masks = dict(segment(scene, run.gaussians, depths, segmenter, segment_config, skip=others))
+    embeddings = dict(encode(scene, masks, run.encoder, encode_config, skip=others))
+    trained = names & set(run.masks)
+    return (
+        masks | {name: run.masks[name] for name in trained},
+        embeddings | {name: run.embeddings[name] for name in trained},
     )
 
 
@@ -284,6 +311,8 @@ def _make_scene(folder: RunFolder, source: Path, config: RunConfig, excluded: li
                     "labels are matched by exact file name"
                 )
             save_scene(scene.holding_out(set(excluded)), stage.folder)
+            # made cameras and undistorted pictures: the saved scene holds what is needed of them
+            shutil.rmtree(stage.path("work"), ignore_errors=True)
     return stage
 
 
@@ -386,13 +415,14 @@ def _make_gad(
     gaussians: Gaussians,
     masks: Mapping[str, ViewMasks],
     embeddings: Mapping[str, Float[Tensor, "mask width"]],
+    encoder_name: str,
     config: RunConfig,
 ) -> Stage:
     stage = folder.stage("field/gad", {"features": features_stage.fingerprint, "distill": config.distill})
     if not stage.complete:
         with stage.building():
             resume, save, clear = _checkpoint(stage, DistillState.from_state)
-            language_field = distill(scene, gaussians, masks, embeddings, config.distill, resume, save)
+            language_field = distill(scene, gaussians, masks, embeddings, config.distill, resume, save, encoder_name)
             clear()
             write_tensors(stage.path("field.safetensors"), *language_field.to_state())
     return stage
@@ -405,12 +435,13 @@ def _make_lift(
     gaussians: Gaussians,
     masks: Mapping[str, ViewMasks],
     embeddings: Mapping[str, Float[Tensor, "mask width"]],
+    encoder_name: str,
     config: RunConfig,
 ) -> Stage:
     stage = folder.stage("field/lift", {"features": features_stage.fingerprint, "lift": config.lift})
     if not stage.complete:
         with stage.building():
-            language_field = lift(scene, gaussians, masks, embeddings, config.lift)
+            language_field = lift(scene, gaussians, masks, embeddings, config.lift, encoder_name)
             write_tensors(stage.path("field.safetensors"), *language_field.to_state())
     return stage
 

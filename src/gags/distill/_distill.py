@@ -327,7 +327,9 @@ class _Training:
         wanted = self.config.decoder_dtype
         # without the instructions bfloat16 is emulated, slower than float32
         fast = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted == "bfloat16" or (wanted == "auto" and fast))
+        return torch.autocast(
+            device.type, dtype=torch.bfloat16, enabled=wanted == "bfloat16" or (wanted == "auto" and fast)
+        )
 
     def _decoders(self) -> dict[str, nn.Module]:
         decoders: dict[str, nn.Module] = {"feature_decoder": self.feature_decoder}

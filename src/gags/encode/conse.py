@@ -162,7 +162,11 @@ class _Sentences:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             tokens = self._tokenizer(
-                [sentences[row] for row in rows], padding=True, truncation=True, max_length=max_tokens, return_tensors="pt"
+                [sentences[row] for row in rows],
+                padding=True,
+                truncation=True,
+                max_length=max_tokens,
+                return_tensors="pt",
             )
             hidden = self._model(**tokens).last_hidden_state
             weight = tokens["attention_mask"][:, :, None].to(hidden.dtype)
