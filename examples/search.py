@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from gags.pictures import write_hit_pictures
-from gags.pipeline import open_run
 from gags.query import QueryConfig, best_view, query, query_3d
+from gags.runs import open_run
 
 run = open_run(Path(sys.argv[1]))
 phrase = sys.argv[2]

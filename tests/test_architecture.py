@@ -11,7 +11,7 @@ SOURCE = Path(gags.__file__).parent
 FLOW = (
     *("errors", "progress", "geometry", "images", "store", "gaussians", "rasterize"),
     *("scene", "reconstruct", "segment", "encode", "distill", "query", "evaluate"),
-    *("pipeline", "presets", "pictures", "commands", "cli"),
+    *("runs", "pipeline", "presets", "pictures", "commands", "cli"),
 )
 FORBIDDEN = {"torchvision", "timm", "open_clip", "segment_anything", "sam2", "cv2", "pickle"}
 MODULES = sorted(SOURCE.rglob("*.py"))

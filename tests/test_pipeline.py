@@ -16,9 +16,10 @@ import pytest
 
 import tiny
 from gags.errors import GagsError
-from gags.pipeline import Run, RunConfig, evaluate_run, open_run, run
+from gags.pipeline import RunConfig, run
 from gags.presets import TINY
 from gags.query import QueryConfig, query, query_3d
+from gags.runs import Run, evaluate_run, open_run
 
 # the 30 px kernel of the paper is for photographs; here a whole ball is 14 px wide, and 56 px in the labels
 QUERY = QueryConfig(kernel_px=5)

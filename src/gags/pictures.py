@@ -12,9 +12,9 @@ from torch import Tensor
 from gags.errors import GagsError
 from gags.geometry import Camera
 from gags.images import colormap, depth_colors, draw_box, draw_mask, draw_point, feature_colors, overlay, write_image
-from gags.pipeline import FieldKind, Run
 from gags.query import Hit, QueryConfig, relevancy_maps
 from gags.rasterize import render
+from gags.runs import FieldKind, Run
 from gags.scene import View
 
 RenderMode = Literal["rgb", "depth", "feature", "granularity", "relevancy"]

@@ -6,9 +6,8 @@ import dataclasses
 import logging
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,21 +16,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gags.distill import DistillConfig, DistillState, LanguageField, LiftConfig, distill, lift
+from gags.distill import DistillConfig, DistillState, LiftConfig, distill, lift
 from gags.encode import EncodeConfig, ImageTextEncoder, encode, make_encoder
 from gags.errors import GagsError
-from gags.evaluate import Evaluation, Labels, evaluate, load_labels
+from gags.evaluate import load_labels
 from gags.gaussians import Gaussians, read_splats, write_splats
 from gags.progress import track
-from gags.query import QueryConfig, relevancy_maps, teacher_relevancy
 from gags.rasterize import render
 from gags.reconstruct import ReconstructConfig, ReconstructState, measure_views, reconstruct
+from gags.runs import FieldKind, Run, file_name, stored_depths, stored_embeddings, stored_masks
 from gags.scene import Scene, SceneConfig, load_scene, read_scene, save_scene
 from gags.segment import (
     SegmentConfig,
     Segmenter,
     ViewMasks,
-    arrays_to_view_masks,
     make_segmenter,
     segment,
     view_masks_to_arrays,
@@ -40,7 +38,6 @@ from gags.store import (
     RunFolder,
     Stage,
     fingerprint_files,
-    read_arrays,
     read_json,
     read_tensors,
     write_arrays,
@@ -50,7 +47,6 @@ from gags.store import (
 
 logger = logging.getLogger(__name__)
 
-FieldKind = Literal["gad", "lift"]
 Product = TypeVar("Product")
 
 
@@ -84,77 +80,6 @@ class RunConfig:
     """Use the labelled views for nothing but evaluation (the strict split)."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run folder, opened: its products are read when asked for."""
-
-    folder: RunFolder
-    encoder_override: ImageTextEncoder | None = None
-    """An encoder to use instead of the one named in run.json."""
-    segmenter_override: Segmenter | None = None
-    """A segmenter to use instead of the one named in run.json."""
-
-    @cached_property
-    def description(self) -> dict[str, Any]:
-        """The contents of run.json."""
-        return self.folder.description()
-
-    @cached_property
-    def scene(self) -> Scene:
-        """The views at working resolution."""
-        return read_scene(self.folder.finished_stage("scene").folder)
-
-    @cached_property
-    def gaussians(self) -> Gaussians:
-        """The trained splats."""
-        return read_splats(self.folder.finished_stage("splats").path("splats.ply"))
-
-    @property
-    def depths(self) -> Mapping[str, Float[Tensor, "height width"]]:
-        """Rendered depth of every training view."""
-        return _stored_depths(self.folder.finished_stage("depth"), self.scene)
-
-    @property
-    def masks(self) -> Mapping[str, ViewMasks]:
-        """Masks of every training view, read on access."""
-        return _stored_masks(self.folder.finished_stage("masks"), self.scene)
-
-    @property
-    def embeddings(self) -> Mapping[str, Float[Tensor, "mask width"]]:
-        """Features of every mask, read on access."""
-        return _stored_embeddings(self.folder.finished_stage("features"), self.scene)
-
-    @property
-    def field_kinds(self) -> tuple[FieldKind, ...]:
-        """The fields that this run holds."""
-        kinds: tuple[FieldKind, ...] = ("gad", "lift")
-        return tuple(kind for kind in kinds if self.folder.path(f"field/{kind}/field.safetensors").exists())
-
-    def field(self, kind: FieldKind | None = None) -> LanguageField:
-        """The language field (None: the one that run.json names, or else the only one)."""
-        named = self.description["config"]["field"]
-        wanted = kind or ("gad" if named == "both" else named)
-        stage = self.folder.finished_stage(f"field/{wanted}")
-        tensors, metadata = read_tensors(stage.path("field.safetensors"))
-        return LanguageField.from_state(self.gaussians, tensors, metadata)
-
-    @cached_property
-    def encoder(self) -> ImageTextEncoder:
-        """The encoder whose space the field is in."""
-        return self.encoder_override or make_encoder(self.description["config"]["encoder"])
-
-    def split(self, labels: Labels) -> Literal["published", "strict", "mixed"]:
-        """``strict`` if every labelled view is held out, ``published`` if none is, else ``mixed``."""
-        held_out_names = {view.name for view in self.scene.held_out_views}
-        held_out = [name in held_out_names for name in labels.image_names]
-        return "strict" if all(held_out) else "mixed" if any(held_out) else "published"
-
-
-def open_run(path: Path, encoder: ImageTextEncoder | None = None) -> Run:
-    """Open a finished run folder; ``encoder`` replaces the one it names."""
-    return Run(RunFolder.open(path), encoder)
-
-
 def run(
     source: Path,
     out: Path,
@@ -184,75 +109,16 @@ def run(
     splats_stage = _make_splats(folder, scene_stage, scene, config)
     gaussians = read_splats(splats_stage.path("splats.ply"))
     depth_stage = _make_depths(folder, splats_stage, scene, gaussians, config)
-    depths = _stored_depths(depth_stage, scene)
+    depths = stored_depths(depth_stage, scene)
     masks_stage = _make_masks(folder, depth_stage, scene, gaussians, depths, segmenter, config)
-    masks = _stored_masks(masks_stage, scene)
+    masks = stored_masks(masks_stage, scene)
     features_stage = _make_features(folder, masks_stage, scene, masks, encoder, config)
-    embeddings = _stored_embeddings(features_stage, scene)
-    if config.field in ("gad", "both"):
-        _make_gad(folder, features_stage, scene, gaussians, masks, embeddings, encoder.name, config)
-    if config.field in ("lift", "both"):
-        _make_lift(folder, features_stage, scene, gaussians, masks, embeddings, encoder.name, config)
+    embeddings = stored_embeddings(features_stage, scene)
+    kinds: tuple[FieldKind, ...] = ("gad", "lift") if config.field == "both" else (config.field,)
+    for kind in kinds:
+        _make_field(kind, folder, features_stage, scene, gaussians, masks, embeddings, encoder.name, config)
     _describe(folder, source, config, segmenter, encoder)
     return Run(folder, encoder, segmenter)
-
-
-def evaluate_run(
-    run: Run, labels_folder: Path, what: Literal["gad", "lift", "teacher"] | None, query_config: QueryConfig
-) -> Evaluation:
-    """The paper's metrics of a field (None: the run's own), or of the 2D teacher: each view's own masks and features."""
-    labels = load_labels(labels_folder)
-    if what == "teacher":
-        masks, embeddings = _teacher(run, set(labels.image_names))
-
-        def relevancy_of(
-            name: str, width: int, height: int, phrases: Sequence[str]
-        ) -> Float[Tensor, "phrase height width"]:
-            maps = teacher_relevancy(masks[name], embeddings[name], phrases, run.encoder, query_config)
-            return torch.nn.functional.interpolate(maps[None], size=(height, width), mode="bilinear")[0]
-    else:
-        language_field = run.field(what)
-
-        def relevancy_of(
-            name: str, width: int, height: int, phrases: Sequence[str]
-        ) -> Float[Tensor, "phrase height width"]:
-            camera = run.scene.view(name).camera.resized(width, height)
-            return relevancy_maps(language_field, camera, phrases, run.encoder, query_config)
-
-    return evaluate(
-        relevancy_of,
-        labels,
-        protocol="rendered",
-        split=run.split(labels),
-        config=query_config,
-        image_names={view.name for view in run.scene.views},
-    )
-
-
-def _teacher(run: Run, names: set[str]) -> tuple[Mapping[str, ViewMasks], Mapping[str, Float[Tensor, "mask width"]]]:
-    """Masks and features of these views; those that were held out are segmented and encoded now, for evaluation alone."""
-    held_out = {view.name for view in run.scene.held_out_views} & names
-    if not held_out:
-        return run.masks, run.embeddings
-    views = tuple(replace(view, held_out=view.held_out and view.name not in names) for view in run.scene.views)
-    scene = replace(run.scene, views=views)
-    others = {view.name for view in scene.training_views} - held_out
-    made_by = run.folder.finished_stage("masks").ingredients
-    segment_config = SegmentConfig(**made_by["segment"])
-    encode_config = EncodeConfig(**run.folder.finished_stage("features").ingredients["encode"])
-    segmenter = run.segmenter_override or make_segmenter(run.description["config"]["segmenter"])
-    depths = dict(run.depths) | {
-        view.name: render(run.gaussians, view.camera.limited(segment_config.max_side_px)).depth
-        for view in scene.training_views
-        if view.name in held_out
-    }
-    masks = dict(segment(scene, run.gaussians, depths, segmenter, segment_config, skip=others))
-    embeddings = dict(encode(scene, masks, run.encoder, encode_config, skip=others))
-    trained = names & set(run.masks)
-    return (
-        masks | {name: run.masks[name] for name in trained},
-        embeddings | {name: run.embeddings[name] for name in trained},
-    )
 
 
 def _labelled_names(labels_folder: Path | None) -> list[str]:
@@ -362,7 +228,7 @@ def _make_depths(
     if not stage.complete:
         with stage.building():
             for view in track(scene.training_views, "depth"):
-                path = stage.path(_file_name(view.name))
+                path = stage.path(file_name(view.name))
                 if not path.exists():
                     depth = render(gaussians, view.camera.limited(max_side_px)).depth
                     write_tensors(path, {"depth": depth})
@@ -385,7 +251,7 @@ def _make_masks(
             done = _done(stage, scene, ".npz")
             results = segment(scene, gaussians, depths, segmenter, config.segment, skip=done)
             for name, masks in track(results, "segment", total=len(scene.training_views) - len(done)):
-                write_arrays(stage.path(_file_name(name, ".npz")), view_masks_to_arrays(masks))
+                write_arrays(stage.path(file_name(name, ".npz")), view_masks_to_arrays(masks))
     return stage
 
 
@@ -404,11 +270,12 @@ def _make_features(
             done = _done(stage, scene)
             results = encode(scene, masks, encoder, config.encode, skip=done)
             for name, embeddings in track(results, "encode", total=len(scene.training_views) - len(done)):
-                write_tensors(stage.path(_file_name(name)), {"embeddings": embeddings})
+                write_tensors(stage.path(file_name(name)), {"embeddings": embeddings})
     return stage
 
 
-def _make_gad(
+def _make_field(
+    kind: FieldKind,
     folder: RunFolder,
     features_stage: Stage,
     scene: Scene,
@@ -418,30 +285,17 @@ def _make_gad(
     encoder_name: str,
     config: RunConfig,
 ) -> Stage:
-    stage = folder.stage("field/gad", {"features": features_stage.fingerprint, "distill": config.distill})
+    settings = {"distill": config.distill} if kind == "gad" else {"lift": config.lift}
+    stage = folder.stage(f"field/{kind}", {"features": features_stage.fingerprint, **settings})
     if not stage.complete:
         with stage.building():
             resume, save, clear = _checkpoint(stage, DistillState.from_state)
-            language_field = distill(scene, gaussians, masks, embeddings, config.distill, resume, save, encoder_name)
+            products = (scene, gaussians, masks, embeddings)
+            if kind == "gad":
+                language_field = distill(*products, config.distill, resume, save, encoder_name)
+            else:
+                language_field = lift(*products, config.lift, encoder_name)
             clear()
-            write_tensors(stage.path("field.safetensors"), *language_field.to_state())
-    return stage
-
-
-def _make_lift(
-    folder: RunFolder,
-    features_stage: Stage,
-    scene: Scene,
-    gaussians: Gaussians,
-    masks: Mapping[str, ViewMasks],
-    embeddings: Mapping[str, Float[Tensor, "mask width"]],
-    encoder_name: str,
-    config: RunConfig,
-) -> Stage:
-    stage = folder.stage("field/lift", {"features": features_stage.fingerprint, "lift": config.lift})
-    if not stage.complete:
-        with stage.building():
-            language_field = lift(scene, gaussians, masks, embeddings, config.lift, encoder_name)
             write_tensors(stage.path("field.safetensors"), *language_field.to_state())
     return stage
 
@@ -455,41 +309,5 @@ def _checkpoint(
     return resume, lambda state: write_tensors(path, *state.to_state()), lambda: path.unlink(missing_ok=True)
 
 
-def _file_name(view_name: str, suffix: str = ".safetensors") -> str:
-    """The file of a view in a stage's folder; view names may contain folders, which stay distinct."""
-    return view_name.replace("/", "__") + suffix
-
-
 def _done(stage: Stage, scene: Scene, suffix: str = ".safetensors") -> set[str]:
-    return {view.name for view in scene.training_views if stage.path(_file_name(view.name, suffix)).exists()}
-
-
-class _PerView(Mapping[str, Product]):
-    """Products of the training views, read from disk on access."""
-
-    def __init__(self, scene: Scene, read: Callable[[str], Product]) -> None:
-        self._names = tuple(view.name for view in scene.training_views)
-        self._read = read
-
-    def __getitem__(self, name: str) -> Product:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._read(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _stored_depths(stage: Stage, scene: Scene) -> Mapping[str, Float[Tensor, "height width"]]:
-    return _PerView(scene, lambda name: read_tensors(stage.path(_file_name(name)))[0]["depth"])
-
-
-def _stored_masks(stage: Stage, scene: Scene) -> Mapping[str, ViewMasks]:
-    return _PerView(scene, lambda name: arrays_to_view_masks(read_arrays(stage.path(_file_name(name, ".npz")))))
-
-
-def _stored_embeddings(stage: Stage, scene: Scene) -> Mapping[str, Float[Tensor, "mask width"]]:
-    return _PerView(scene, lambda name: read_tensors(stage.path(_file_name(name)))[0]["embeddings"])
+    return {view.name for view in scene.training_views if stage.path(file_name(view.name, suffix)).exists()}

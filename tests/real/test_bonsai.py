@@ -11,9 +11,10 @@ import torch
 
 from gags.commands._report import say_costs
 from gags.evaluate import load_labels
-from gags.pipeline import Run, evaluate_run, run
+from gags.pipeline import run
 from gags.presets import FAST
 from gags.query import QueryConfig, query
+from gags.runs import Run, evaluate_run
 from gags.scene import SceneConfig
 
 pytestmark = pytest.mark.real

@@ -16,9 +16,10 @@ from gags.commands._report import print_table, say, say_costs, slug
 from gags.evaluate import Labels, evaluation_table, load_labels
 from gags.images import write_image
 from gags.pictures import render_picture, write_hit_pictures
-from gags.pipeline import Run, evaluate_run, run
+from gags.pipeline import run
 from gags.presets import DEMO
 from gags.query import QueryConfig, query
+from gags.runs import Run, evaluate_run
 from gags.scene.demo import DemoConfig, make_demo_scene
 from gags.store import write_atomically, write_json
 

@@ -12,8 +12,8 @@ import tyro
 
 from gags.commands._report import print_json, print_table
 from gags.evaluate import evaluation_table
-from gags.pipeline import evaluate_run, open_run
 from gags.query import QueryConfig
+from gags.runs import evaluate_run, open_run
 from gags.store import write_json
 
 

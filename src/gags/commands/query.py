@@ -16,8 +16,8 @@ from gags.distill import LanguageField
 from gags.errors import GagsError
 from gags.gaussians import write_splats
 from gags.pictures import write_hit_pictures
-from gags.pipeline import FieldKind, Run, open_run
 from gags.query import Hit, QueryConfig, Selection, best_view, query, query_3d
+from gags.runs import FieldKind, Run, open_run
 from gags.scene import View
 
 

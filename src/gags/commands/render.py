@@ -14,8 +14,8 @@ from gags.commands._report import slug
 from gags.errors import GagsError
 from gags.images import write_image
 from gags.pictures import RenderMode, render_picture
-from gags.pipeline import FieldKind, open_run
 from gags.query import QueryConfig
+from gags.runs import FieldKind, open_run
 
 
 @dataclass(frozen=True)
