@@ -68,16 +68,17 @@ DEMO = replace(
     FAST,
     reconstruct=replace(
         FAST.reconstruct,
-        iterations=1500,
+        iterations=1100,
         max_side_px=400,
         resolution_schedule=150,
         sh_degree=0,
         refine_start=100,
         refine_every=50,
-        refine_stop=1000,
+        refine_stop=750,
         max_gaussians=50_000,
     ),
-    distill=replace(FAST.distill, iterations=700),
+    segment=SegmentConfig(max_side_px=320),
+    distill=replace(FAST.distill, iterations=600),
 )
 """The built-in scene: 30 small pictures of a matt room."""
 
