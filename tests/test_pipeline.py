@@ -21,7 +21,7 @@ from gags.presets import TINY
 from gags.query import QueryConfig, query, query_3d
 from gags.runs import Run, evaluate_run, open_run
 
-# the 30 px kernel of the paper is for photographs; here a whole ball is 14 px wide, and 56 px in the labels
+# the 30 px kernel of the paper is for photographs; here a whole ball is 28 px wide, and 56 px in the labels
 QUERY = QueryConfig(kernel_px=5)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from gags.geometry import Camera, look_at
 from gags.segment import MaskProposals
 
-HEIGHT, WIDTH = 48, 64
+HEIGHT, WIDTH = 96, 128
 BALLS = {"red ball": (-1.0, 0.0), "green ball": (0.2, 0.9), "blue ball": (1.0, -0.5)}
 RADIUS = 0.55
 TONES = np.array(
@@ -29,7 +29,7 @@ TONES = np.array(
 """Floor, then upper and lower tone of each ball."""
 N_VIEWS = 8
 HELD_OUT = "view_03.png"
-LABEL_SCALE = 4
+LABEL_SCALE = 2
 """Labels are drawn this much larger than the images, so that their outlines are exact to a fraction of a pixel."""
 
 
@@ -40,7 +40,7 @@ def cameras() -> list[Camera]:
         angle = np.deg2rad(-50 + 100 * i / (N_VIEWS - 1))
         eye = torch.tensor([4.5 * np.sin(angle), -2.2 - 0.2 * (i % 3), -4.5 * np.cos(angle)], dtype=torch.float32)
         T_camera_world = look_at(eye, torch.tensor([0.0, -0.4, 0.0]), torch.tensor([0.0, -1.0, 0.0]))
-        result.append(Camera(T_camera_world, 62.0, 62.0, WIDTH / 2, HEIGHT / 2, WIDTH, HEIGHT))
+        result.append(Camera(T_camera_world, 124.0, 124.0, WIDTH / 2, HEIGHT / 2, WIDTH, HEIGHT))
     return result
 
 
@@ -82,7 +82,7 @@ def write_scene(folder: Path) -> Path:
         if name == HELD_OUT:
             (folder / "labels" / "view_03.json").write_text(json.dumps(_label(camera, name)))
     model = folder / "sparse/0"
-    (model / "cameras.txt").write_text(f"1 PINHOLE {WIDTH} {HEIGHT} 62 62 {WIDTH / 2} {HEIGHT / 2}\n")
+    (model / "cameras.txt").write_text(f"1 PINHOLE {WIDTH} {HEIGHT} 124 124 {WIDTH / 2} {HEIGHT / 2}\n")
     (model / "images.txt").write_text("\n".join(lines) + "\n")
     points, colors = _points()
     rows = [
