@@ -120,6 +120,21 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tiny_scene: Path, tmp
         assert digest(again.folder.path(name)) == digest(whole.folder.path(name)), name
 
 
+def test_a_field_of_earlier_splats_is_not_asked(finished: Run, tiny_scene: Path, tmp_path: Path) -> None:
+    import shutil
+
+    out = tmp_path / "copy"
+    shutil.copytree(finished.folder.root, out)
+    config = dataclasses.replace(TINY, field="gad", exclude_labelled=True)
+    make(tiny_scene, out, dataclasses.replace(config, segment=dataclasses.replace(config.segment, seed=9)))
+    again = open_run(out, tiny.TrueEncoder())
+    assert len(again.field("gad").features) == len(again.gaussians)
+    with pytest.raises(
+        GagsError, match="expected products of the present stage 'features', found products of an earlier"
+    ):
+        again.field("lift")
+
+
 def test_trained_splats_can_be_brought_along(finished: Run, tiny_scene: Path, tmp_path: Path) -> None:
     splats = finished.folder.path("splats/splats.ply")
     config = dataclasses.replace(TINY, field="lift", splats=splats)

@@ -49,6 +49,9 @@ logger = logging.getLogger(__name__)
 
 Product = TypeVar("Product")
 
+STAGES = ("scene", "splats", "depth", "masks", "features", "field/gad", "field/lift")
+"""The folders of a run, in the order in which they are made."""
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -99,6 +102,8 @@ def run(
     """
     labels_folder = config.labels or (source / "labels" if (source / "labels").is_dir() else None)
     excluded = _labelled_names(labels_folder) if config.exclude_labelled else []
+    if config.splats is not None and not config.splats.is_file():
+        raise GagsError(f"{config.splats}: expected a .ply file of Gaussians, found {_kind(config.splats)}")
     folder = RunFolder.create(out)
     segmenter = segmenter or make_segmenter(config.segmenter)
     encoder = encoder or make_encoder(config.encoder)
@@ -132,7 +137,10 @@ def _describe(
 ) -> None:
     """Write run.json: what was asked for, with what, and what each stage cost."""
     stages = {}
-    for record in sorted(folder.root.glob("*/stage.json")) + sorted(folder.root.glob("field/*/stage.json")):
+    for name in STAGES:
+        record = folder.path(name) / "stage.json"
+        if not record.exists():
+            continue
         found = read_json(record)
         keys = ("fingerprint", "complete", "seconds", "peak_memory_mb")
         stages[found["stage"]] = {key: found[key] for key in keys if key in found}
@@ -168,18 +176,30 @@ def _make_scene(folder: RunFolder, source: Path, config: RunConfig, excluded: li
     content = {part: fingerprint_files(source / part) for part in parts} or {"photos": fingerprint_files(source, "*")}
     stage = folder.stage("scene", {"source": content, "scene": config.scene, "excluded": excluded})
     if not stage.complete:
-        with stage.building():
-            scene = load_scene(source, config.scene, stage.path("work"))
-            unknown = set(excluded) - {view.name for view in scene.views}
-            if unknown:
-                raise GagsError(
-                    f"{source}: expected an image for every label, found none named {', '.join(sorted(unknown))}; "
-                    "labels are matched by exact file name"
-                )
-            save_scene(scene.holding_out(set(excluded)), stage.folder)
-            # made cameras and undistorted pictures: the saved scene holds what is needed of them
-            shutil.rmtree(stage.path("work"), ignore_errors=True)
+        try:
+            _build_scene(stage, source, config, excluded)
+        except GagsError:
+            # nothing half-written stays, but cameras that took long to make do
+            if not stage.path("work/model").exists():
+                shutil.rmtree(stage.folder)
+                if not any(folder.root.iterdir()):
+                    folder.root.rmdir()
+            raise
     return stage
+
+
+def _build_scene(stage: Stage, source: Path, config: RunConfig, excluded: list[str]) -> None:
+    with stage.building():
+        scene = load_scene(source, config.scene, stage.path("work"))
+        unknown = set(excluded) - {view.name for view in scene.views}
+        if unknown:
+            raise GagsError(
+                f"{source}: expected an image for every label, found none named {', '.join(sorted(unknown))}; "
+                "labels are matched by exact file name"
+            )
+        save_scene(scene.holding_out(set(excluded)), stage.folder)
+        # made cameras and undistorted pictures: the saved scene holds what is needed of them
+        shutil.rmtree(stage.path("work"), ignore_errors=True)
 
 
 def _kind(path: Path) -> str:
@@ -191,22 +211,26 @@ def _make_splats(folder: RunFolder, scene_stage: Stage, scene: Scene, config: Ru
     if config.splats is None:
         ingredients["reconstruct"] = config.reconstruct
     else:
-        if not config.splats.is_file():
-            raise GagsError(f"{config.splats}: expected a .ply file of Gaussians, found {_kind(config.splats)}")
         ingredients["splats"] = fingerprint_files(config.splats)
     stage = folder.stage("splats", ingredients)
     if not stage.complete:
         with stage.building():
-            if config.splats is not None:
-                gaussians = read_splats(config.splats)
-            else:
+            path = stage.path("splats.ply")
+            quality_path = folder.path("metrics/reconstruction.json")
+            quality_path.unlink(missing_ok=True)
+            if not path.exists():
                 resume, save, clear = _checkpoint(stage, ReconstructState.from_state)
-                gaussians = reconstruct(scene, config.reconstruct, resume, save)
+                write_splats(
+                    path,
+                    reconstruct(scene, config.reconstruct, resume, save)
+                    if config.splats is None
+                    else read_splats(config.splats),
+                )
                 clear()
-            write_splats(stage.path("splats.ply"), gaussians)
+            gaussians = read_splats(path)
             quality = measure_views(gaussians, scene.held_out_views, config.reconstruct.max_side_px)
             if quality:
-                write_json(folder.path("metrics/reconstruction.json"), _quality(quality, len(gaussians)))
+                write_json(quality_path, _quality(quality, len(gaussians)))
     return stage
 
 
@@ -295,8 +319,8 @@ def _make_field(
                 language_field = distill(*products, config.distill, resume, save, encoder_name)
             else:
                 language_field = lift(*products, config.lift, encoder_name)
-            clear()
             write_tensors(stage.path("field.safetensors"), *language_field.to_state())
+            clear()
     return stage
 
 

@@ -72,10 +72,15 @@ class Run:
         kinds: tuple[FieldKind, ...] = ("gad", "lift")
         return tuple(kind for kind in kinds if self.folder.path(f"field/{kind}/field.safetensors").exists())
 
-    def field(self, kind: FieldKind | None = None) -> LanguageField:
-        """The language field (None: the one that run.json names, or else the only one)."""
+    @property
+    def default_field(self) -> FieldKind:
+        """The field that the run was made with; gad of both."""
         named = self.description["config"]["field"]
-        wanted = kind or ("gad" if named == "both" else named)
+        return "gad" if named == "both" else named
+
+    def field(self, kind: FieldKind | None = None) -> LanguageField:
+        """The language field (None: ``default_field``)."""
+        wanted = kind or self.default_field
         stage = self.folder.finished_stage(f"field/{wanted}")
         tensors, metadata = read_tensors(stage.path("field.safetensors"))
         return LanguageField.from_state(self.gaussians, tensors, metadata)
@@ -122,7 +127,7 @@ def evaluate_run(
     return evaluate(
         relevancy_of,
         labels,
-        protocol="rendered",
+        protocol="teacher" if what == "teacher" else "rendered",
         split=run.split(labels),
         config=query_config,
         image_names={view.name for view in run.scene.views},

@@ -42,9 +42,9 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
     Raises GagsError when the disk is full or may not be written; the temporary file is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
     except OSError as error:
@@ -55,12 +55,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             raise _storage_error(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
 
 
 def _storage_error(path: Path, error: OSError) -> GagsError:
     if error.errno == errno.ENOSPC:
-        free = shutil.disk_usage(path.parent).free
+        free = shutil.disk_usage(next(parent for parent in path.parents if parent.exists())).free
         return GagsError(
             f"{path}: the disk is full ({free / 1e6:.1f} MB free). Free some space, or choose another folder with --out, "
             "and run the same command again: it goes on where it stopped"
@@ -157,7 +158,12 @@ def fingerprint(value: Any) -> str:
 def fingerprint_files(root: Path, pattern: str = "**/*") -> str:
     """A hash of the names and contents of all files under a folder (or of one file)."""
     digest = hashlib.sha256()
-    files = [root] if root.is_file() else sorted(path for path in root.glob(pattern) if path.is_file())
+    # hidden files are the system's notes (.DS_Store), not data
+    files = (
+        [root]
+        if root.is_file()
+        else sorted(path for path in root.glob(pattern) if path.is_file() and not path.name.startswith("."))
+    )
     for path in files:
         digest.update(str(path.relative_to(root)).encode())
         with open(path, "rb") as file:
@@ -292,6 +298,15 @@ class RunFolder:
             raise GagsError(
                 f"{self.root}: expected a finished stage {name!r}, found none; run 'gags run' to the end first"
             )
+        for source, made_from in found["ingredients"].items():
+            # an ingredient named like another stage is the fingerprint of what that stage made then
+            if source != name and isinstance(made_from, str) and (self.path(source) / "stage.json").exists():
+                now = self.finished_stage(source).fingerprint
+                if now != made_from:
+                    raise GagsError(
+                        f"{self.path(name)}: expected products of the present stage {source!r}, found products of an earlier "
+                        "one; run the same 'gags run' again to bring it up to date"
+                    )
         return Stage(name, self.path(name), found["fingerprint"], found["ingredients"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,5 +51,6 @@ def say_costs(folder: RunFolder) -> None:
 
 
 def slug(text: str) -> str:
-    """A phrase or name as a safe part of a file name."""
-    return re.sub(r"[^\w]+", "-", text.strip().lower()).strip("-") or "phrase"
+    """A phrase or name as a safe part of a file name; a long one is cut and told apart by a number."""
+    name = re.sub(r"[^\w]+", "-", text.strip().lower()).strip("-") or "phrase"
+    return name if len(name) <= 60 else f"{name[:50]}-{zlib.crc32(text.encode()):08x}"

@@ -29,7 +29,7 @@ class Arguments:
     """A small room hung with photographs is made, reconstructed, learned and searched: no data of yours, no downloads."""
 
     out: Path = Path("runs/demo")
-    """The run folder; the scene itself goes into OUT/capture."""
+    """The run folder; the scene itself goes beside it, into OUT-capture."""
     view: bool = True
     """Open the page of answers in a browser, if this is an interactive terminal."""
 

@@ -14,7 +14,7 @@ from gags.commands._report import print_json, print_table
 from gags.evaluate import evaluation_table
 from gags.query import QueryConfig
 from gags.runs import evaluate_run, open_run
-from gags.store import write_json
+from gags.store import to_json, write_json
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str]) -> None:
     options = tyro.cli(Arguments, args=list(arguments), prog="gags evaluate")
     run = open_run(options.run)
     evaluation = evaluate_run(run, options.labels, options.field, options.query)
-    result = evaluation.to_json()
+    field = options.field or run.default_field
+    result = {"field": field, **evaluation.to_json(), "query": to_json(options.query)}
     name = f"evaluation_{options.field}" if options.field else "evaluation"
     write_json(run.folder.path(f"metrics/{name}.json"), result)
     if options.json:

@@ -70,25 +70,28 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _hit_rows(options: Arguments, run: Run, field: LanguageField, out: Path) -> list[dict[str, Any]]:
+    """A row for every phrase and view, phrase by phrase; a view is rendered once for all its phrases."""
+    wanted = _phrases_by_view(options, run, field)
     rows = []
-    for phrase in options.phrases:
-        for view in _views(options, run, field, phrase):
-            started = time.perf_counter()
-            (hit,) = query(field, view.camera, [phrase], run.encoder, options.query)
-            row = _hit_row(hit, view, time.perf_counter() - started)
+    for view, phrases in wanted:
+        started = time.perf_counter()
+        hits = query(field, view.camera, phrases, run.encoder, options.query)
+        seconds = (time.perf_counter() - started) / len(phrases)
+        for hit in hits:
+            row = _hit_row(hit, view, seconds)
             if options.pictures:
-                row["pictures"] = write_hit_pictures(hit, view, out / slug(phrase))
+                row["pictures"] = write_hit_pictures(hit, view, out / slug(hit.phrase))
             rows.append(row)
-    return rows
+    return sorted(rows, key=lambda row: options.phrases.index(row["phrase"]))
 
 
-def _views(options: Arguments, run: Run, field: LanguageField, phrase: str) -> Sequence[View]:
+def _phrases_by_view(options: Arguments, run: Run, field: LanguageField) -> list[tuple[View, Sequence[str]]]:
     if "all" in options.view:
-        return run.scene.views
+        return [(view, options.phrases) for view in run.scene.views]
     if options.view:
-        return [run.scene.view(name) for name in options.view]
-    (selection,) = query_3d(field, [phrase], run.encoder, options.query)
-    return [best_view(field.gaussians, selection, run.scene.views)]
+        return [(run.scene.view(name), options.phrases) for name in options.view]
+    selections = query_3d(field, options.phrases, run.encoder, options.query)
+    return [(best_view(field.gaussians, selection, run.scene.views), [selection.phrase]) for selection in selections]
 
 
 def _hit_row(hit: Hit, view: View, seconds: float) -> dict[str, Any]:

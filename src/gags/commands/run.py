@@ -47,7 +47,5 @@ def _preset(arguments: Sequence[str]) -> PresetName:
     """The preset on the command line: it must be known before the other flags can be parsed against it."""
     values = [argument.partition("=")[2] for argument in arguments if argument.startswith("--preset=")]
     values += [value for flag, value in itertools.pairwise(arguments) if flag == "--preset"]
-    for name in PRESETS:
-        if name in values:
-            return name
-    return "fast"
+    # the last one counts, as for every flag; what is no preset is for the parser to refuse
+    return next((name for name in PRESETS if values and name == values[-1]), "fast")

@@ -23,7 +23,7 @@ _GRANULARITY_WIDTHS = (64, 128, 64, 32, 16, 3)
 
 
 class FeatureDecoder(nn.Module):
-    """The 1x1 network of METHOD.md, stage 3: a d-wide feature to a unit vector of the encoder's space.
+    """The 1x1 network of docs/method.md, stage 3: a d-wide feature to a unit vector of the encoder's space.
 
     Nine linear layers of width 256, ReLU after each but the last, and two residual sums: the output of layer 0 plus
     that of layer 2 enters layer 3, the output of 3 plus that of 5 enters 6.

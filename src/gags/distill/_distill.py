@@ -1,4 +1,4 @@
-"""Granularity-aware distillation (GaD; METHOD.md, stage 3): learning the language field with frozen geometry.
+"""Granularity-aware distillation (GaD; docs/method.md, stage 3): learning the language field with frozen geometry.
 
 A view's feature map is a sparse product with its ``BlendWeights``, computed once. An iteration renders the whole map
 of a view (a millisecond's work), takes granularity weights and regions from it, and decodes either all labelled
@@ -94,7 +94,7 @@ class DistillConfig:
     log_every: int = 50
     """Iterations that a row of the loss history averages."""
     checkpoint_every: int = 1000
-    """Iterations between two calls of ``on_checkpoint``."""
+    """Iterations between two calls of ``on_checkpoint``. 0: none."""
     reference_quirks: bool = False
     """Stop where the reference implementation stops: a view with no labelled pixel, or none beside another of its region."""
 
@@ -164,7 +164,7 @@ def distill(
         first = resume.iteration
     for iteration in track(range(first, config.iterations), "distill"):
         training.step(views, iteration)
-        if on_checkpoint is not None and (iteration + 1) % config.checkpoint_every == 0:
+        if on_checkpoint is not None and config.checkpoint_every and (iteration + 1) % config.checkpoint_every == 0:
             on_checkpoint(training.state(iteration + 1))
     return training.finished(gaussians, encoder_name)
 
@@ -179,7 +179,7 @@ def view_losses(
     with_region: bool = True,
     reference_quirks: bool = False,
 ) -> ViewLosses:
-    """The losses of METHOD.md, stage 3, for one view.
+    """The losses of docs/method.md, stage 3, for one view.
 
     Args:
         decode_rows: the unit vectors that the pixels with these row-major numbers decode to.
@@ -311,7 +311,7 @@ class _Training:
     def _granularity(self, feature_map: Float[Tensor, "height width d"]) -> Float[Tensor, "height width 3"]:
         if self.granularity_decoder is not None:
             with self._decoder_arithmetic(feature_map.device):
-                # Detached: what the granularity decoder learns must not move the features (METHOD.md, stage 3).
+                # Detached: what the granularity decoder learns must not move the features (docs/method.md, stage 3).
                 logits = self.granularity_decoder.logits(feature_map.detach())
             return logits.float().softmax(dim=-1)
         fixed = {"mean": (1 / 3, 1 / 3, 1 / 3), "s": (1.0, 0.0, 0.0), "m": (0.0, 1.0, 0.0), "l": (0.0, 0.0, 1.0)}

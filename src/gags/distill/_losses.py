@@ -1,4 +1,4 @@
-"""The losses of granularity-aware distillation (METHOD.md, stage 3; fixture 08), as pure functions of pixels.
+"""The losses of granularity-aware distillation (docs/method.md, stage 3; fixture 08), as pure functions of pixels.
 
 A region is a label that occurs in a mixed label map; -1 marks pixels in no region. All functions take a list of
 pixels: an image is ``flatten(0, 1)`` of its channels-last map.

@@ -1,4 +1,4 @@
-"""What a pixel should decode to: the embeddings of its masks, mixed by granularity (METHOD.md, stage 3; fixture 07).
+"""What a pixel should decode to: the embeddings of its masks, mixed by granularity (docs/method.md, stage 3; fixture 07).
 
 Label maps here have three levels (subpart, part, whole); labels are rows of the view's embeddings, -1 is unlabelled.
 """

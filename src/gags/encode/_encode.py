@@ -72,7 +72,7 @@ def encode(
     config: EncodeConfig,
     skip: Collection[str] = (),
 ) -> Iterator[tuple[str, Float[Tensor, "mask width"]]]:
-    """Yield (view name, unit vectors of its masks) for each training view (METHOD.md, stage 2.6).
+    """Yield (view name, unit vectors of its masks) for each training view (docs/method.md, stage 2.6).
 
     Args:
         scene: where the photographs are; each is resized to its label maps' size.

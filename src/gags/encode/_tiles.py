@@ -69,7 +69,7 @@ def make_tiles(
     outside: Outside = "black",
     reference_quirks: bool = False,
 ) -> Float[Tensor, "mask 3 size size"]:
-    """Square RGB tiles in 0..1, one a mask: ``square_crop`` resized (METHOD.md, stage 2.6).
+    """Square RGB tiles in 0..1, one a mask: ``square_crop`` resized (docs/method.md, stage 2.6).
 
     Resizing is bilinear with half-pixel centres and without antialiasing, also when shrinking: that is what the
     reference feeds its encoder (an antialiased resize differs by 30 of 255 and more).

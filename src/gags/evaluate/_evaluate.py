@@ -110,7 +110,7 @@ def evaluate(
     image_names: Collection[str] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Score relevancy maps on labels (METHOD.md, Evaluation; fixtures 02 and 03).
+    """Score relevancy maps on labels (docs/method.md, Evaluation; fixtures 02 and 03).
 
     Frames meet images by exact file name, never by number or position, and each is scored at its own size.
 

@@ -8,6 +8,7 @@ from gags.evaluate._evaluate import Evaluation, PairScore
 
 _PROTOCOLS = {
     "rendered": "rendered maps (as LangSplat, GAGS)",
+    "teacher": "2D teacher (each view's own masks and features, no 3D)",
     "selected": "Gaussians selected in 3D, then rendered (as OpenGaussian)",
 }
 _SPLITS = {

@@ -88,7 +88,7 @@ class Hit:
 def query(
     field: QueryableField, camera: Camera, phrases: Sequence[str], encoder: ImageTextEncoder, config: QueryConfig
 ) -> list[Hit]:
-    """Search a view for phrases, each on its own (METHOD.md, stage 4).
+    """Search a view for phrases, each on its own (docs/method.md, stage 4).
 
     Returns:
         A ``Hit`` for each phrase, in order, at the camera's size.

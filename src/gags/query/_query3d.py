@@ -44,7 +44,7 @@ class Selection:
 def query_3d(
     field: QueryableField, phrases: Sequence[str], encoder: ImageTextEncoder, config: QueryConfig
 ) -> list[Selection]:
-    """Search the Gaussians themselves (METHOD.md, stage 4, 3D; fixture 10).
+    """Search the Gaussians themselves (docs/method.md, stage 4, 3D; fixture 10).
 
     Each Gaussian's own feature is decoded and scored; relevancy is stretched over all Gaussians, thresholded and
     smoothed by a vote. All take part, whatever their opacity or size.
@@ -150,6 +150,6 @@ def _worth(
     if depth_map is not None:
         columns, rows = xy_px[inside].to(torch.int64).unbind(dim=1)
         surface = depth_map[rows, columns]
-        # The tolerance of GaS (METHOD.md, stage 2.1): a Gaussian's centre lies off the rendered surface.
+        # The tolerance of GaS (docs/method.md, stage 2.1): a Gaussian's centre lies off the rendered surface.
         depth = depth[(surface - depth).abs() <= 0.25 * surface]
     return len(depth) / float(depth.median()) if len(depth) else 0.0

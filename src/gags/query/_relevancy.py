@@ -17,7 +17,7 @@ def relevancy(
     negatives: Float[Tensor, "negative width"],
     temperature: float = 10.0,
 ) -> Float[Tensor, "phrase ..."]:
-    """LERF's relevancy score in 0..1 (Kerr et al. 2023, section 3.4; METHOD.md, stage 4).
+    """LERF's relevancy score in 0..1 (Kerr et al. 2023, section 3.4; docs/method.md, stage 4).
 
     The probability of the phrase against the negative that resembles the feature most:
     ``min_i exp(t e.q) / (exp(t e.q) + exp(t e.n_i)) = sigmoid(t (e.q - max_i e.n_i))``.

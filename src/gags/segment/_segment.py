@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -67,14 +68,19 @@ def segment(
     views = scene.training_views
     cameras = [view.camera.limited(config.max_side_px) for view in views]
     nearest = nearest_depths(gaussians, cameras, [depths[view.name] for view in views], config.occlusion_tolerance)
-    for index, (view, camera) in enumerate(zip(views, cameras, strict=True)):
+    for view, camera in zip(views, cameras, strict=True):
         if view.name in skip:
             continue
         depth = depths[view.name]
         sparse = nearest_depth_map(
             gaussians, camera, depth, nearest, config.occlusion_tolerance, config.reference_quirks
         )
-        yield view.name, segment_view(view.image(config.max_side_px), depth, sparse, segmenter, config, index)
+        yield (
+            view.name,
+            segment_view(
+                view.image(config.max_side_px), depth, sparse, segmenter, config, zlib.crc32(view.name.encode())
+            ),
+        )
 
 
 def segment_view(
@@ -83,14 +89,14 @@ def segment_view(
     sparse_nearest_depth: Float[Tensor, "height width"],
     segmenter: Segmenter,
     config: SegmentConfig,
-    index: int = 0,
+    view_seed: int = 0,
 ) -> ViewMasks:
     """Masks of one view.
 
     Args:
         depth: rendered depth, 0 where empty.
         sparse_nearest_depth: nearest depth of the Gaussians at their pixels, 0 where there is none.
-        index: place of the view among the training views: part of its seed.
+        view_seed: joins the config's seed, so that a view's prompts do not depend on which other views there are.
     """
     if config.prompts == "uniform":
         points = uniform_prompts(depth, sparse_nearest_depth, config.min_per_side, config.max_per_side)
@@ -98,7 +104,7 @@ def segment_view(
         points = depth_prompts(
             depth,
             sparse_nearest_depth,
-            (config.seed, index),
+            (config.seed, view_seed),
             config.min_per_side,
             config.max_per_side,
             config.reference_quirks,
