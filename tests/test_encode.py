@@ -214,7 +214,7 @@ def test_folding_the_norms_changes_nothing(conse: ConseEncoder, size_px: int) ->
         torch.testing.assert_close(classifier.logits(tiles), expected, atol=1e-4, rtol=1e-4)
     finally:
         classifier.bfloat16 = bfloat16
-    torch.testing.assert_close(fast, expected.softmax(1), atol=0.03, rtol=0)
+    torch.testing.assert_close(fast, expected.softmax(1), atol=0.05, rtol=0)
 
 
 def test_pictures_and_phrases_meet(conse: ConseEncoder) -> None:

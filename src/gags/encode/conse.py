@@ -124,7 +124,7 @@ class _Classifier:
         # the definition cannot pool a batch of none
         if not len(tiles):
             return tiles.new_zeros(0, 1000)
-        # bfloat16 halves the time where the processor multiplies it, and moves probabilities by less than 0.01
+        # bfloat16 saves a quarter of the time where the processor multiplies it; probabilities move by some hundredths at most
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bfloat16):
             return self._model(((tiles - 0.5) / 0.5).contiguous(memory_format=torch.channels_last)).float()
 
