@@ -77,8 +77,7 @@ DEMO = replace(
         refine_stop=750,
         max_gaussians=50_000,
     ),
-    segment=SegmentConfig(max_side_px=320),
-    distill=replace(FAST.distill, iterations=600),
+    distill=replace(FAST.distill, iterations=700),
 )
 """The built-in scene: 30 small pictures of a matt room."""
 

@@ -50,7 +50,7 @@ class HierarchyConfig:
     """Of the mean depth edge along the common border: low, for rendered depth is noisy."""
     size_exponent: float = 0.7
     """A merge costs in proportion to the smaller region's area to this power: small regions are merged first."""
-    typical_areas: tuple[float, float, float] = (0.008, 0.03, 0.1)
+    typical_areas: tuple[float, float, float] = (0.005, 0.025, 0.1)
     """Areas that subparts, parts and wholes are expected to have, as shares of the image."""
     area_spread: float = 0.9
     """How far areas may be from the typical ones: a standard deviation of the natural logarithm."""
