@@ -51,18 +51,10 @@ class Photograph:
     """The rim around the border."""
 
 
-_WHITE, _NAVY, _TEAL, _OAK, _WALNUT = (243, 240, 232), (38, 50, 84), (28, 84, 88), (186, 140, 88), (74, 48, 34)
+_WHITE, _TEAL, _OAK, _WALNUT = (243, 240, 232), (28, 84, 88), (186, 140, 88), (74, 48, 34)
 
 PEDESTALS = {"left": ((-1.38, 0.42), (0.78, 0.5), 0.82, 22.0), "right": ((1.34, 0.5), (0.56, 0.5), 1.02, -24.0)}
 """Centre (x, z), size (x, z), height and yaw in degrees."""
-
-
-def _on_pedestal(name: str, height_m: float) -> tuple[float, float, float]:
-    """A point in the middle of the pedestal's front."""
-    (x, z), (_, depth), _, yaw = PEDESTALS[name]
-    forward = np.array([np.sin(np.deg2rad(yaw)), -np.cos(np.deg2rad(yaw))])
-    x, z = np.array([x, z]) + 0.5 * depth * forward
-    return float(x), -height_m, float(z)
 
 
 PHOTOGRAPHS = (
@@ -74,10 +66,6 @@ PHOTOGRAPHS = (
     Photograph("tripod", "camera.png", None, (-2.4, -1.5, 0.5), 90.0, 0.95, _TEAL, 0.08, _OAK),
     Photograph("rocket", "rocket.jpg", (220, 90, 420, 427), (2.4, -1.5, 0.5), -90.0, 1.0, _WHITE, 0.08, _WALNUT),
     Photograph("coffee cup", "coffee.png", None, (0.0, -1.05, 0.62), 0.0, 0.46, _WHITE, 0.045, _WALNUT),
-    Photograph(
-        "helmet", "astronaut.png", (300, 330, 490, 490),
-        _on_pedestal("left", 0.45), 22.0, 0.46, _WHITE, 0.04, _WALNUT,
-    ),
 )  # fmt: skip
 
 
