@@ -92,3 +92,12 @@ def test_a_picture_is_trusted_more_than_its_frame() -> None:
     proposals = segmenter().prepare(torch.from_numpy(image), None).propose(prompts)
     picture, frame = proposals.predicted_iou[:, 0].tolist()
     assert not (proposals.masks[0, 0] & proposals.masks[1, 0]).any() and picture > frame
+
+
+def test_distinct_prompts_get_every_answer_once(picture: tuple[Tensor, Tensor]) -> None:
+    points = torch.rand(211, 2, generator=torch.Generator().manual_seed(1)) * torch.tensor([WIDTH, HEIGHT])
+    prepared = segmenter().prepare(picture[0], None)
+    kept = prepared.distinct_prompts(points)
+    answers = [answer.tobytes() for answer in prepared.propose(points).masks.numpy()]
+    assert [answer.tobytes() for answer in prepared.propose(kept).masks.numpy()] == list(dict.fromkeys(answers))
+    assert 1 < len(kept) < len(points)

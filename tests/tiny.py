@@ -136,6 +136,9 @@ def nearest_tone(image: UInt8[np.ndarray, "height width 3"]) -> np.ndarray:
 class _TruePrompter:
     tone: np.ndarray
 
+    def distinct_prompts(self, points_xy_px: Float[Tensor, "prompt 2"]) -> Float[Tensor, "distinct 2"]:
+        return points_xy_px
+
     def propose(self, points_xy_px: Float[Tensor, "prompt 2"]) -> MaskProposals:
         masks = []
         for x, y in points_xy_px.tolist():

@@ -124,7 +124,7 @@ def _propose(
     """The distinct masks of each level (s, m, l) that pass both quality thresholds."""
     prepared = segmenter.prepare(image, depth)
     batches: list[list[Candidates]] = [[], [], []]
-    for points in points_xy_px.split(config.prompts_per_batch):
+    for points in prepared.distinct_prompts(points_xy_px).split(config.prompts_per_batch):
         proposals = prepared.propose(points)
         good = (proposals.predicted_iou >= config.min_predicted_iou) & (proposals.stability >= config.min_stability)
         for level, batch in enumerate(batches):

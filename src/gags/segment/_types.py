@@ -40,6 +40,10 @@ class MaskProposals:
 class PreparedImage(Protocol):
     """An image the segmenter has digested once, to be prompted many times."""
 
+    def distinct_prompts(self, points_xy_px: Float[Tensor, "prompt 2"]) -> Float[Tensor, "distinct 2"]:
+        """The points without those that are known to get the answer of an earlier one, in order."""
+        ...
+
     def propose(self, points_xy_px: Float[Tensor, "prompt 2"]) -> MaskProposals:
         """Three nested masks for each point (x, y; pixel centres at +0.5)."""
         ...

@@ -321,12 +321,15 @@ class RegionTree:
         self._larger_child_areas[n_leaves:] = 0
         np.maximum.at(self._larger_child_areas, tree.parents[:-1], tree.areas[:-1])
 
+    def distinct_prompts(self, points_xy_px: Float[Tensor, "prompt 2"]) -> Float[Tensor, "distinct 2"]:
+        """The first point in each subpart: part and whole follow from it."""
+        _, first = np.unique(self._nodes_at(points_xy_px)[:, 0], return_index=True)
+        return points_xy_px[np.sort(first)]
+
     def propose(self, points_xy_px: Float[Tensor, "prompt 2"]) -> MaskProposals:
         """Subpart, part and whole around each point."""
         height, width = self._superpixels.shape
-        columns = points_xy_px[:, 0].long().clamp(0, width - 1).numpy()
-        rows = points_xy_px[:, 1].long().clamp(0, height - 1).numpy()
-        nodes = self._holders[:, self._superpixels[rows, columns]].T
+        nodes = self._nodes_at(points_xy_px)
         distinct, where = np.unique(nodes, return_inverse=True)
         where = where.reshape(nodes.shape)
         masks = np.zeros((len(distinct), height, width), bool)
@@ -341,6 +344,13 @@ class RegionTree:
             predicted_iou=torch.from_numpy(ious[where]).float(),
             stability=torch.from_numpy(stabilities[where]).float(),
         )
+
+    def _nodes_at(self, points_xy_px: Float[Tensor, "prompt 2"]) -> Int[np.ndarray, "prompt 3"]:
+        """Subpart, part and whole around each point, as nodes of the tree."""
+        height, width = self._superpixels.shape
+        columns = points_xy_px[:, 0].long().clamp(0, width - 1).numpy()
+        rows = points_xy_px[:, 1].long().clamp(0, height - 1).numpy()
+        return self._holders[:, self._superpixels[rows, columns]].T
 
     def _stability(self, node: int) -> float:
         """Area just below the region's threshold over area just above it, 0.9 to 1 (stability score of SAM).
