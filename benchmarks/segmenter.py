@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from gags.evaluate import FrameLabels, load_labels
 from gags.geometry import Camera
-from gags.images import read_image, resize_image, side_by_side, write_image
+from gags.images import read_image, resize_image, write_image
 from gags.segment import (
     LEVELS,
     HierarchySegmenter,
@@ -133,7 +133,7 @@ def main() -> None:
             options.pictures.mkdir(parents=True, exist_ok=True)
             image = resize_image(read_image(photo), masks.masks.shape[2], masks.masks.shape[1])
             maps = [colored(masks.label_maps[level]) for level in LEVELS]
-            write_image(options.pictures / f"{photo.stem}.png", side_by_side(image, *maps))
+            write_image(options.pictures / f"{photo.stem}.png", torch.cat([image, *maps], dim=1))
     oracle = report(views)
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     versions = {name: version(name) for name in ("higra", "numpy", "scikit-image", "torch")}

@@ -9,8 +9,8 @@ import gags
 
 SOURCE = Path(gags.__file__).parent
 FLOW = (
-    *("errors", "progress", "geometry", "images", "store", "gaussians", "rasterize"),
-    *("scene", "reconstruct", "segment", "encode", "distill", "query", "evaluate"),
+    *("errors", "settings", "progress", "geometry", "store", "pretrained", "images", "gaussians", "rasterize"),
+    *("scene", "reconstruct", "segment", "encode", "distill", "exchange", "query", "evaluate"),
     *("runs", "pipeline", "presets", "pictures", "commands", "cli"),
 )
 FORBIDDEN = {"torchvision", "timm", "open_clip", "segment_anything", "sam2", "cv2", "pickle"}

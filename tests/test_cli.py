@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +28,8 @@ def finished(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     quick = dataclasses.replace(
         TINY,
         reconstruct=dataclasses.replace(TINY.reconstruct, iterations=60),
-        distill=dataclasses.replace(TINY.distill, iterations=30),
-        field="both",
+        distill=dataclasses.replace(TINY.distill, iterations=90),
+        field="all",
     )
     run(tiny_scene, out, quick, segmenter=tiny.TrueSegmenter())
     return out
@@ -86,6 +88,25 @@ def test_query_writes_pictures_and_json(finished: Path, capsys: pytest.CaptureFi
             assert np.asarray(Image.open(row["pictures"][kind])).shape == (tiny.HEIGHT, tiny.WIDTH, 3)
 
 
+def test_pictures_of_views_and_phrases_with_like_names_stay_apart(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    views = json.loads((out / "scene/views.json").read_text())
+    for view, name in zip(views, ("a/x.png", "b/x.png", "a__x.png", "a%2Fx.png", "b/x.jpg"), strict=False):
+        view["name"] = name
+    (out / "scene/views.json").write_text(json.dumps(views))
+    phrases = ["red ball", "Red ball", "red-ball", "red  ball"]
+    assert main(["query", str(out), *phrases, "--view", "all", "--json"]) == 0
+    paths = [path for row in json.loads(capsys.readouterr().out) for path in row["pictures"].values()]
+    assert len({path.lower() for path in paths}) == len(paths) == len(views) * len(phrases) * 4
+    assert str(out / "renders/query/red-ball/a%2Fx.png_heat.png") in paths
+    for mode in ("rgb", "depth"):
+        assert main(["render", str(out), "--view", "all", "--mode", mode, "--out", str(tmp_path / "pictures")]) == 0
+    assert len(list((tmp_path / "pictures").iterdir())) == 2 * len(views)
+
+
 def test_query_without_a_view_chooses_one(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["query", str(finished), "ball", "--no-pictures", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
@@ -142,6 +163,25 @@ def test_doctor_finds_the_built_in_models(capsys: pytest.CaptureFixture[str]) ->
     assert "SAM weights" in capsys.readouterr().out
 
 
+def test_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from gags.commands import doctor
+
+    missing = {"gsplat", "pycolmap", "efficientnet-lite-pytorch"}
+    installed = doctor.version
+
+    def version(package: str) -> str:
+        if package in missing:
+            raise PackageNotFoundError(package)
+        return installed(package)
+
+    monkeypatch.setattr(doctor, "version", version)
+    with pytest.raises(SystemExit) as stopped:
+        main(["doctor"])
+    assert stopped.value.code == 1
+    shown = capsys.readouterr().out
+    assert shown.count("MISSING") == 3 and all(f"pip install {package}\n" in shown for package in missing)
+
+
 def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command that must fail with one line; returns the line."""
     assert main(arguments) == 1
@@ -152,7 +192,15 @@ def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_mistakes_are_one_clear_line(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(finished)
-    assert "expected phrases to look for, found an empty one" in mistake(["query", run, " "], capsys)
+    assert "expected phrases with at least one word each, found an empty phrase" in mistake(["query", run, " "], capsys)
+    assert "expected phrases with at least one word each, found no phrase" in mistake(["query", run], capsys)
+    assert "query --3d: expected no --view, since it searches the whole scene, found --view view_01.png" in mistake(
+        ["query", run, "ball", "--3d", "--view", "view_01.png"], capsys
+    )
+    kernel = ["--kernel-px", "0"]
+    assert "--kernel-px: expected at least 1, found 0" in mistake(["query", run, "ball", *kernel], capsys)
+    assert "--kernel-px: expected at least 1, found 0" in mistake(["render", run, *kernel], capsys)
+    assert "--max-side-px: expected at least 16, found 3" in mistake(["render", run, "--max-side-px", "3"], capsys)
     assert "expected a run folder with a run.json" in mistake(["query", str(tmp_path), "ball"], capsys)
     assert "view 'nowhere.png': expected the file name" in mistake(
         ["query", run, "ball", "--view", "nowhere.png"], capsys

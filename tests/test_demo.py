@@ -16,7 +16,7 @@ from gags.evaluate import load_labels
 from gags.geometry import Camera, project
 from gags.scene import demo
 from gags.scene._demo_rays import Face, Hits, Texture, cast, draw, photo_mask, visible
-from gags.scene._demo_room import Painter, build_room, is_free
+from gags.scene._demo_room import ROOM_MAX, ROOM_MIN, Painter, build_room, furniture
 from gags.scene.demo import CATEGORIES, DemoConfig, demo_cameras, make_demo_scene
 
 SMALL = DemoConfig(n_views=6, width=80, height=60, n_points=300, min_label_px=12, texel_m=0.02)
@@ -100,6 +100,18 @@ def test_labels_are_the_visible_pixels(made: Path, faces: list[Face]) -> None:
 
 def test_every_category_is_labelled(made: Path) -> None:
     assert set(load_labels(made / "labels").phrases) == set(CATEGORIES)
+
+
+def is_free(eye_world: np.ndarray, clearance_m: float = 0.15) -> bool:
+    """Whether a camera can stand there: in the room, out of the furniture."""
+    if (eye_world < ROOM_MIN + clearance_m).any() or (eye_world > ROOM_MAX - clearance_m).any():
+        return False
+    height = -eye_world[1]
+    return not any(
+        block.bottom_m - clearance_m < height < block.top_m + clearance_m
+        and float(block.distance_m(eye_world[0], eye_world[2])) < clearance_m
+        for block in furniture()
+    )
 
 
 def test_default_cameras_see_every_photograph_often_and_stand_free() -> None:

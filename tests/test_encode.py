@@ -15,12 +15,12 @@ from torch import Tensor
 
 from gags.encode import EncodeConfig, encode, make_encoder, make_tiles
 from gags.encode._encode import distinct_masks
-from gags.encode._tiles import mask_boxes, square_crop
-from gags.encode.conse import ConseConfig, ConseEncoder, _Classifier
+from gags.encode._tiles import square_crop
+from gags.encode.conse import ConseConfig, ConseEncoder, _class_names, _Classifier
 from gags.errors import GagsError
 from gags.geometry import Camera
 from gags.scene import Scene, View
-from gags.segment import ViewMasks
+from gags.segment import ViewMasks, mask_boxes
 
 HEIGHT, WIDTH = 23, 31
 
@@ -67,11 +67,6 @@ def _bilinear_twin(square: np.ndarray, size_px: int) -> np.ndarray:
     return result / 255
 
 
-def test_boxes_hold_their_masks() -> None:
-    masks = torch.stack([_box_mask(3, 5, 9, 21), _box_mask(30, 22, 31, 23), torch.zeros(HEIGHT, WIDTH).bool()])
-    assert mask_boxes(masks).tolist() == [[3, 5, 8, 20], [30, 22, 30, 22], [0, 0, 0, 0]]
-
-
 @pytest.mark.parametrize("size_px", [5, 13, 40])
 def test_tiles_equal_a_slow_twin(size_px: int) -> None:
     image = _image()
@@ -93,8 +88,12 @@ def test_tiny_masks_make_tiles() -> None:
     torch.testing.assert_close(point, (image[9, 7] / 255)[:, None, None].expand(3, 6, 6))
     assert column.max() > 0
     assert empty.max() == 0
-    point, column, empty = make_tiles(image, masks, 6, reference_quirks=True)
-    assert point.max() == column.max() == empty.max() == 0
+    assert make_tiles(image, masks[1:2], 6, reference_quirks=True).max() == 0
+    for failing in (masks[:1], masks[2:]):
+        with pytest.raises(
+            GagsError, match="expected masks of at least two pixels, found one of a single pixel or none"
+        ):
+            make_tiles(image, failing, 6, reference_quirks=True)
 
 
 def test_what_is_outside_the_mask() -> None:
@@ -189,10 +188,8 @@ def _photo_tiles(size_px: int) -> Tensor:
 
 
 def test_the_classifier_knows_real_photographs(conse: ConseEncoder) -> None:
-    from gags.encode.conse import _imagenet_classes
-
-    names, descriptions = _imagenet_classes()
-    assert len(names) == len(descriptions) == 1000
+    names = _class_names()
+    assert len(names) == conse.width == 1000
     best = conse._classifier.logits(_photo_tiles(260)).argmax(dim=1).tolist()
     assert [names[index] for index in best] == ["Egyptian Mau", "espresso", "tripod"]
 
@@ -223,13 +220,23 @@ def test_pictures_and_phrases_meet(conse: ConseEncoder) -> None:
     assert (words @ tiles.T).argmax(dim=1).tolist() == [0, 1, 2]
 
 
-def test_conse_is_a_mean_of_class_vectors(conse: ConseEncoder) -> None:
-    sharp = ConseEncoder(ConseConfig(top_k=1))
-    sharp.__dict__.update(_classifier=conse._classifier, _class_vectors=conse._class_vectors)
+def test_likeness_is_the_bhattacharyya_coefficient(conse: ConseEncoder) -> None:
     tiles = _photo_tiles(conse.tile_px)
-    best = conse._classifier.logits(tiles).argmax(dim=1)
-    torch.testing.assert_close(sharp.encode_tiles(tiles), conse._class_vectors[best])
+    seen = conse._classifier.logits(tiles).softmax(dim=1)
+    cosines = conse._sentences.embed(["teapot"]) @ conse._sentences.embed(_class_names()).T
+    meant = (cosines / 0.08).softmax(dim=1)
+    expected = torch.stack(
+        [sum(((p * q).sqrt() for p, q in zip(row, meant[0], strict=True)), torch.zeros(())) for row in seen]
+    )
+    torch.testing.assert_close(conse.encode_tiles(tiles) @ conse.encode_phrases(["teapot"])[0], expected)
     assert conse.encode_tiles(tiles[:0]).shape == (0, conse.width)
+
+
+def test_a_sharp_phrase_is_its_nearest_class(conse: ConseEncoder) -> None:
+    sharp = ConseEncoder(ConseConfig(temperature=1e-3))
+    sharp.__dict__.update(_sentences=conse._sentences, _class_vectors=conse._class_vectors)
+    (vector,) = sharp.encode_phrases(["water bottle"])
+    assert _class_names()[int(vector.argmax())] == "water bottle" and vector.max() > 0.999
 
 
 def test_a_phrase_does_not_depend_on_its_company(conse: ConseEncoder) -> None:

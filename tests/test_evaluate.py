@@ -16,9 +16,20 @@ from rich.console import Console
 from torch import Tensor
 
 from gags.errors import GagsError
-from gags.evaluate import Labels, evaluate, evaluation_table, iou, load_labels, localised
+from gags.evaluate import (
+    Evaluation,
+    Labels,
+    bootstrap,
+    evaluate,
+    evaluate_hits,
+    evaluation_table,
+    iou,
+    load_labels,
+    localised,
+    moved_frame,
+)
 from gags.evaluate._labels import fill_polygon
-from gags.query import QueryConfig
+from gags.query import Hit, QueryConfig
 
 EXACT = QueryConfig(kernel_px=1, majority_radius_px=0)
 """Post-processing that leaves a mask as it is (away from the last row and column)."""
@@ -225,6 +236,26 @@ def test_objects_of_a_category_are_merged(tmp_path: Path) -> None:
     assert load_labels(tmp_path).image_names == ("view.jpg",)
 
 
+def test_labels_move_with_the_pixels(tmp_path: Path) -> None:
+    cup = _object("cup", _rectangle(5, 5, 40, 30), bbox=[41, 30, 5, 4])
+    _write(tmp_path, "x", [cup, _object("ball", _rectangle(50, 20, 80, 60)), _object("lid", [[0, 0], [3, 0], [3, 2]])])
+    (frame,) = load_labels(tmp_path).frames
+    # a picture of 60 x 50 pixels that begins at column 12 and row 7, and sees the other one a little off its centres
+    v, u = torch.meshgrid(torch.arange(50) + 7.7, torch.arange(60) + 12.2, indexing="ij")
+    moved = moved_frame(frame, torch.stack([u, v], dim=-1))
+    assert (moved.width, moved.height, moved.image_name) == (60, 50, "x.jpg")
+    # the lid is out of sight
+    assert [label.category for label in moved.labels] == ["cup", "ball"]
+    for before, after in zip(frame.labels, moved.labels, strict=False):
+        assert torch.equal(after.mask, before.mask[7:57, 12:72])
+    assert moved.labels[0].boxes_xyxy_px.tolist() == [[0, 0, 29, 23]]
+    assert moved.labels[1].boxes_xyxy_px.tolist() == [[38, 13, 59, 49]]
+    # where the other picture was not taken, nothing is labelled
+    beyond = moved_frame(frame, torch.stack([u - 60, v + 10], dim=-1))
+    assert [label.category for label in beyond.labels] == ["cup"]
+    assert not beyond.labels[0].mask[:, :47].any()
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -272,3 +303,54 @@ def test_two_files_for_one_image_are_an_error(tmp_path: Path) -> None:
     _write(tmp_path, "two", [], name="one.jpg")
     with pytest.raises(GagsError, match=r"two\.json: expected one label file an image, found one\.json"):
         load_labels(tmp_path)
+
+
+def test_an_evaluation_survives_its_report(tmp_path: Path) -> None:
+    labels = load_labels(_labels_folder(tmp_path))
+    made = evaluate(_noisy(labels), labels, protocol="rendered", split="mixed", config=QueryConfig(kernel_px=5))
+    assert Evaluation.from_json(json.loads(json.dumps(made.to_json()))) == made
+
+
+def test_the_interval_draws_inside_each_group() -> None:
+    assert bootstrap([[0.3], [0.9]], seed=1) == pytest.approx((0.6, 0.6))
+    values = np.random.default_rng(0).random(40).tolist()
+    low, high = bootstrap([values], seed=1)
+    # the normal approximation, within a tenth of its width
+    half = 1.96 * np.std(values) / 40**0.5
+    assert low == pytest.approx(np.mean(values) - half, abs=0.2 * half)
+    assert high == pytest.approx(np.mean(values) + half, abs=0.2 * half)
+    assert bootstrap([values, [0.5] * 7], seed=1) == pytest.approx((0.25 + low / 2, 0.25 + high / 2), abs=0.1 * half)
+
+
+def _selected(labels: Labels, score: float) -> Callable[[str, int, int, Sequence[str]], list[Hit]]:
+    """Answers as ``render_selection`` gives them: nothing is found of the cup, the ball is the upper half of its label."""
+
+    def hits_of(name: str, width: int, height: int, phrases: Sequence[str]) -> list[Hit]:
+        (frame,) = [frame for frame in labels.frames if frame.image_name == name]
+        hits = []
+        for label in frame.labels:
+            mask = label.mask.clone()
+            rows = mask.any(dim=1).nonzero()[:, 0]
+            mask[(rows[0] + rows[-1] + 1) // 2 :] = False
+            if label.category == "cup":
+                mask[:] = False
+            peak_score = 0.0 if label.category == "cup" else score
+            hits.append(Hit(label.category, mask * peak_score, mask.float(), mask, (0.5, 0.5), None, peak_score))
+        return hits
+
+    return hits_of
+
+
+def test_selections_are_scored_like_maps_and_nothing_found_is_nowhere(tmp_path: Path) -> None:
+    labels = load_labels(_labels_folder(tmp_path))
+    made = evaluate_hits(_selected(labels, 0.8), labels, protocol="selected", split="strict", config=EXACT)
+    for pair in made.by_phrase["ball"]:
+        assert 0.45 < pair.iou < 0.55 and pair.localised and pair.score == 0.8
+    for pair in made.by_phrase["cup"]:
+        # a map of zeros has its peak in every box
+        assert (pair.iou, pair.localised, pair.score) == (0, False, 0)
+    report = made.to_json()
+    assert report["protocol"] == "selected" and report["accuracy_at_iou_25"] == 0.5 == report["localisation_accuracy"]
+    console = Console(width=100, file=io.StringIO())
+    console.print(evaluation_table(made))
+    assert "Gaussians selected in 3D" in console.file.getvalue()

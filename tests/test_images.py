@@ -25,7 +25,6 @@ from gags.images import (
     overlay,
     read_image,
     resize_image,
-    side_by_side,
     write_image,
 )
 
@@ -120,7 +119,7 @@ def test_names_and_folders_that_cannot_be_written(tmp_path: Path, noise: UInt8[T
     ):
         write_image(tmp_path / "a.webp", noise)
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(GagsError, match=r"a\.png: could not write the picture \(.*; check that the folder"):
+    with pytest.raises(GagsError, match=r"a\.png: could not be written \(.*\)\. Choose a folder you may write to"):
         write_image(tmp_path / "file" / "a.png", noise)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
@@ -139,7 +138,7 @@ def test_a_picture_that_cannot_take_its_place_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(GagsError, match=r"a\.png: could not write the picture \(No space left on device\)"):
+    with pytest.raises(GagsError, match=r"a\.png: the disk is full .* Free some space"):
         write_image(tmp_path / "a.png", 255 - noise)
     assert os.listdir(tmp_path) == ["a.png"]
     assert torch.equal(read_image(tmp_path / "a.png"), noise)
@@ -181,13 +180,6 @@ def test_a_resized_camera_sees_the_resized_picture(scale: float) -> None:
     rows, columns = np.mgrid[: resized.height, : resized.width] + 0.5
     center = [(weight * columns).sum() / weight.sum(), (weight * rows).sum() / weight.sum()]
     assert center == pytest.approx(project(resized, point)[0][0].tolist(), abs=0.05)
-
-
-def test_pictures_side_by_side_have_the_height_of_the_first(noise: UInt8[Tensor, "height width 3"]) -> None:
-    tall = torch.full((2 * HEIGHT, 10, 3), 9, dtype=torch.uint8)
-    row = side_by_side(noise, tall)
-    assert row.shape == (HEIGHT, WIDTH + 5, 3)
-    assert torch.equal(row[:, :WIDTH], noise) and bool((row[:, WIDTH:] == 9).all())
 
 
 # colours

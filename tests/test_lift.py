@@ -46,7 +46,7 @@ def test_against_a_loop_over_pixels() -> None:
         masks.label_maps[2, :12] = -1  # some pixels with two levels
     field = _lift(blobs, LiftConfig(feature_width=EMBEDDING, downscale=3, min_blend_weight=0.0))
     directions, lengths = _slow_lift(blobs, downscale=3)
-    torch.testing.assert_close(field.decode_gaussians(), directions, rtol=0, atol=2e-5)
+    torch.testing.assert_close(field.decode(field.features), directions, rtol=0, atol=2e-5)
     statistics = field.meta.statistics
     assert abs(statistics["mean_resultant_length"] - float(lengths.mean())) < 1e-4
     assert abs(statistics["explained_energy"] - 1) < 1e-5 and statistics["seen_fraction"] == 1
@@ -56,7 +56,7 @@ def test_recovers_the_truth() -> None:
     blobs = blob_scene()
     field = _lift(blobs, LiftConfig(feature_width=8, downscale=1))
     assert isinstance(field.feature_decoder, LinearDecoder) and field.granularity(blobs.scene.views[0].camera) is None
-    scores = field.decode_gaussians() @ blobs.truth.T
+    scores = field.decode(field.features) @ blobs.truth.T
     assert (scores.argmax(dim=1) == blobs.blob_of_gaussian).all()
     assert scores.max(dim=1).values.mean() > 0.97
     view = blobs.scene.views[3]
@@ -67,7 +67,8 @@ def test_recovers_the_truth() -> None:
 
 def test_a_level_alone_ignores_the_others() -> None:
     blobs = blob_scene(damaged=True)
-    scores = (_lift(blobs, LiftConfig(levels="m")).decode_gaussians() * blobs.truth[blobs.blob_of_gaussian]).sum(dim=1)
+    field = _lift(blobs, LiftConfig(levels="m"))
+    scores = (field.decode(field.features) * blobs.truth[blobs.blob_of_gaussian]).sum(dim=1)
     clean = (blobs.clean_level == 1)[blobs.blob_of_gaussian]
     assert scores[clean].mean() > 0.9 > 0.6 > scores[~clean].mean()
 
@@ -89,7 +90,7 @@ def test_unseen_gaussians_decode_to_zero() -> None:
     means = blobs.gaussians.means.clone()
     means[4] += 1000
     field = _lift(replace(blobs, gaussians=replace(blobs.gaussians, means=means)), LiftConfig(feature_width=5))
-    assert not field.decode_gaussians()[4].any()
+    assert not field.decode(field.features)[4].any()
     assert field.meta.statistics["seen_fraction"] == pytest.approx(1 - 1 / len(means))
 
 

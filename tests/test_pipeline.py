@@ -6,13 +6,17 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pycolmap
 import pytest
+from PIL import Image
 
 import tiny
 from gags.errors import GagsError
@@ -20,6 +24,7 @@ from gags.pipeline import RunConfig, run
 from gags.presets import TINY
 from gags.query import QueryConfig, query, query_3d
 from gags.runs import Run, evaluate_run, open_run
+from gags.scene import SceneConfig
 
 # the 30 px kernel of the paper is for photographs; here a whole ball is 28 px wide, and 56 px in the labels
 QUERY = QueryConfig(kernel_px=5)
@@ -31,8 +36,8 @@ def make(scene: Path, out: Path, config: RunConfig) -> Run:
 
 @pytest.fixture(scope="module")
 def finished(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A strict run with both fields."""
-    config = dataclasses.replace(TINY, field="both", exclude_labelled=True)
+    """A strict run with all fields."""
+    config = dataclasses.replace(TINY, field="all", exclude_labelled=True)
     return make(tiny_scene, tmp_path_factory.mktemp("run") / "run", config)
 
 
@@ -44,7 +49,7 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("kind", ["gad", "lift"])
+@pytest.mark.parametrize("kind", ["gad", "lift", "galift"])
 def test_every_ball_is_found_in_a_view_that_was_held_out(finished: Run, tiny_scene: Path, kind: str) -> None:
     assert finished.scene.view(tiny.HELD_OUT).held_out
     evaluation = evaluate_run(finished, tiny_scene / "labels", kind, QUERY)
@@ -74,7 +79,7 @@ def test_run_json_records_everything(finished: Run) -> None:
     description = json.loads((finished.folder.root / "run.json").read_text())
     assert description["config"]["distill"]["iterations"] == TINY.distill.iterations
     assert description["encoder"] == "true" and description["versions"]["torch"]
-    for stage in ("scene", "splats", "depth", "masks", "features", "field/gad", "field/lift"):
+    for stage in ("scene", "splats", "depth", "masks", "features", "field/gad", "field/lift", "field/galift"):
         assert description["stages"][stage]["complete"]
         assert description["stages"][stage]["peak_memory_mb"] > 0
 
@@ -82,11 +87,9 @@ def test_run_json_records_everything(finished: Run) -> None:
 def test_an_unchanged_run_rebuilds_nothing_and_a_changed_flag_only_what_follows(
     finished: Run, tiny_scene: Path, tmp_path: Path
 ) -> None:
-    import shutil
-
     out = tmp_path / "copy"
     shutil.copytree(finished.folder.root, out)
-    config = dataclasses.replace(TINY, field="both", exclude_labelled=True)
+    config = dataclasses.replace(TINY, field="all", exclude_labelled=True)
     before = modification_times(out)
     make(tiny_scene, out, config)
     assert {name for name, at in modification_times(out).items() if before.get(name) != at} == {"run.json"}
@@ -121,8 +124,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tiny_scene: Path, tmp
 
 
 def test_a_field_of_earlier_splats_is_not_asked(finished: Run, tiny_scene: Path, tmp_path: Path) -> None:
-    import shutil
-
     out = tmp_path / "copy"
     shutil.copytree(finished.folder.root, out)
     config = dataclasses.replace(TINY, field="gad", exclude_labelled=True)
@@ -154,6 +155,69 @@ def test_the_split_is_named_by_what_was_held_out(tiny_scene: Path, finished: Run
     assert strict["split"] == "strict" and strict["miou"] > 0.9
 
 
+def test_labels_of_photographs_that_were_left_out_do_not_count(
+    finished: Run, tiny_scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splats = finished.folder.path("splats/splats.ply")
+    config = dataclasses.replace(
+        TINY, field="lift", splats=splats, scene=SceneConfig(every=2), labels=tmp_path, exclude_labelled=True
+    )
+    for number, name in ((1, "view_03.png"), (2, "view_04.png")):
+        camera = tiny.cameras()[number + 2]
+        (tmp_path / f"{number}.json").write_text(json.dumps(tiny.label(tiny.ray_cast(camera, 2), name)))
+    result = make(tiny_scene, tmp_path / "run", config)
+    assert [view.name for view in result.scene.held_out_views] == ["view_04.png"]
+    with caplog.at_level("INFO", "gags.runs"):
+        evaluation = evaluate_run(result, tmp_path, "lift", QUERY).to_json()
+    assert list(evaluation["per_frame"]) == ["view_04.png"] and evaluation["split"] == "strict"
+    assert "1 of 2 labelled photographs are no views of this run (--scene.every, or no camera)" in caplog.text
+    (tmp_path / "2.json").unlink()
+    with pytest.raises(GagsError, match="expected labels of at least one of the run's views, found only labels of"):
+        evaluate_run(result, tmp_path, "lift", QUERY)
+
+
+def write_distorted_scene(source: Path, folder: Path) -> None:
+    """The tiny scene as a lens with pincushion distortion shows it, its labels drawn on those photographs."""
+    width, height, scale = tiny.WIDTH, tiny.HEIGHT, tiny.LABEL_SCALE
+    shutil.copytree(source / "sparse", folder / "sparse")
+    params = [124.0, width / 2, height / 2, 0.6]
+    numbers = " ".join(map(str, params))
+    (folder / "sparse/0/cameras.txt").write_text(f"1 SIMPLE_RADIAL {width} {height} {numbers}\n")
+    lens = pycolmap.Camera(model="SIMPLE_RADIAL", width=width, height=height, params=params)
+    v, u = np.mgrid[: height * scale, : width * scale].reshape(2, -1)
+    rays = lens.cam_from_img(np.stack([u + 0.5, v + 0.5], axis=1) / scale)[:, :2]
+    for part in ("images", "labels"):
+        (folder / part).mkdir()
+    for i, camera in enumerate(tiny.cameras()):
+        # a pinhole camera wide enough for all that the lens shows
+        wide = dataclasses.replace(camera, width=2 * width, height=2 * height, cx_px=float(width), cy_px=float(height))
+        columns, rows = np.floor(4 * (124.0 * rays + [width, height])).astype(int).T
+        tone = tiny.ray_cast(wide, 4)[rows, columns].reshape(height * scale, width * scale)
+        colors = tiny.TONES[tone].reshape(height, scale, width, scale, 3).mean((1, 3)).round().astype(np.uint8)
+        name = f"view_{i:02d}.png"
+        Image.fromarray(colors).save(folder / "images" / name)
+        if name == tiny.HELD_OUT:
+            (folder / "labels/view_03.json").write_text(json.dumps(tiny.label(tone, name)))
+
+
+def test_labels_drawn_on_distorted_photographs_meet_undistorted_views(
+    finished: Run, tiny_scene: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "scene"
+    write_distorted_scene(tiny_scene, source)
+    splats = finished.folder.path("splats/splats.ply")
+    result = make(source, tmp_path / "run", dataclasses.replace(TINY, field="lift", splats=splats))
+    view = result.scene.view(tiny.HELD_OUT)
+    assert view.lens is not None and (view.camera.width, view.camera.height) != (tiny.WIDTH, tiny.HEIGHT)
+    evaluation = evaluate_run(result, source / "labels", "lift", QUERY)
+    assert evaluation.localisation_accuracy == 1.0 and evaluation.miou > 0.9
+    # labels drawn on the run's own picture need no moving
+    drawn = tmp_path / "drawn"
+    drawn.mkdir()
+    (drawn / "x.json").write_text(json.dumps(tiny.label(tiny.ray_cast(view.camera), view.name)))
+    assert evaluate_run(result, drawn, "lift", QUERY).miou > 0.9
+
+
 def test_labels_of_an_unknown_image_are_refused(finished: Run, tiny_scene: Path, tmp_path: Path) -> None:
     label = json.loads((tiny_scene / "labels/view_03.json").read_text())
     label["info"]["name"] = "elsewhere.png"
@@ -174,4 +238,4 @@ def test_labels_of_an_unknown_image_are_refused(finished: Run, tiny_scene: Path,
 def test_a_run_folder_is_opened_again(finished: Run) -> None:
     again = open_run(finished.folder.root, tiny.TrueEncoder())
     assert len(again.scene.views) == tiny.N_VIEWS
-    assert again.field_kinds == ("gad", "lift")
+    assert again.field_kinds == ("gad", "lift", "galift")

@@ -29,8 +29,10 @@ from gags.query import (
     query_3d,
     relevancy,
     relevancy_maps,
+    render_selection,
     teacher_relevancy,
 )
+from gags.rasterize import render
 from gags.scene import View
 from gags.segment import Granularity, ViewMasks
 
@@ -283,5 +285,37 @@ def test_the_best_view_sees_the_selection_large_and_unoccluded() -> None:
         views.append(View(name, replace(_camera(), T_camera_world=pose), Path(name)))
     (selection,) = query_3d(field, ["ball"], AxisEncoder(), QueryConfig())
     assert best_view(field.gaussians, selection, views).name == "near"
+    # nothing selected: what comes nearest to the phrase is looked for
+    assert best_view(field.gaussians, replace(selection, gaussian_ids=torch.zeros(0).long()), views).name == "near"
     with pytest.raises(GagsError, match="expected at least one view"):
         best_view(field.gaussians, selection, [])
+
+
+def test_a_selection_is_rendered_alone_and_nothing_hides_it() -> None:
+    rng = np.random.default_rng(6)
+    ball = rng.normal([0, 0, 4], [0.5, 0.3, 0.1], (300, 3))
+    wall = np.stack([*np.meshgrid(np.linspace(-3, 3, 61), np.linspace(-3, 3, 61)), np.full((61, 61), 2.0)], axis=-1)
+    means = torch.from_numpy(np.concatenate([ball, wall.reshape(-1, 3)])).float()
+    features = torch.cat([_axis("ball").repeat(300, 1), _axis("stuff").repeat(61 * 61, 1)])
+    field = FakeField(_gaussians(means), features, torch.zeros(0))
+    (selection,) = query_3d(field, ["ball"], AxisEncoder(), QueryConfig())
+    assert selection.gaussian_ids.tolist() == list(range(300))
+    camera, config = _camera(), QueryConfig(kernel_px=5)
+    hit = render_selection(field.gaussians, selection, camera, config)
+    alone = render(field.gaussians.subset(torch.arange(300)), camera)
+    assert torch.equal(hit.heat, alone.alpha) and torch.equal(hit.mask, alone.alpha > 0.5)
+    assert 50 < hit.mask.sum() < 61 * 83 / 2
+    torch.testing.assert_close(hit.relevancy, alone.alpha * selection.relevancy[0])
+    x, y = hit.point_xy_px
+    assert hit.mask[int(y), int(x)] and hit.score == pytest.approx(float(mean_filter(hit.relevancy, 5).max()))
+    wider = render_selection(field.gaussians, selection, camera, replace(config, min_alpha=0.1))
+    assert wider.mask.sum() > hit.mask.sum() and (wider.mask | ~hit.mask).all()
+    left, top, right, bottom = hit.box_xyxy_px
+    assert left < x < right and top < y < bottom
+
+
+def test_an_empty_selection_is_nowhere() -> None:
+    field = _clusters()
+    nothing = replace(query_3d(field, ["ball"], AxisEncoder(), QueryConfig())[0], gaussian_ids=torch.zeros(0).long())
+    hit = render_selection(field.gaussians, nothing, _camera(), QueryConfig())
+    assert hit.score == 0 and not hit.mask.any() and hit.box_xyxy_px is None and hit.heat.shape == (61, 83)

@@ -144,7 +144,9 @@ def test_a_resumed_training_ends_with_the_same_bytes(blob_scene: Scene, tmp_path
             safetensors.torch.load_file(tmp_path / "state.safetensors"), json.loads(json.dumps(metadata))
         )
         torch.manual_seed(12)
-        assert_same_bytes(reconstruct(blob_scene, config, resume=read), whole)
+        # how often states are saved changes nothing
+        other = dataclasses.replace(config, checkpoint_every=40)
+        assert_same_bytes(reconstruct(blob_scene, other, resume=read, on_checkpoint=lambda _: None), whole)
 
 
 def test_equal_seeds_give_equal_bytes_and_leave_the_global_generator_alone(blob_scene: Scene) -> None:
@@ -245,9 +247,9 @@ def test_input_that_cannot_be_trained_is_refused(blob_scene: Scene) -> None:
     empty = dataclasses.replace(blob_scene, points=torch.zeros(0, 3), point_colors=blob_scene.point_colors[:0])
     with pytest.raises(GagsError, match="expected a scene with sparse 3D points, found none"):
         reconstruct(empty, SHORT)
-    with pytest.raises(GagsError, match="--sh-degree: expected 0, 1, 2 or 3, found 4"):
+    with pytest.raises(GagsError, match=r"--reconstruct\.sh-degree: expected at least 0 and at most 3, found 4"):
         reconstruct(blob_scene, dataclasses.replace(SHORT, sh_degree=4))
-    with pytest.raises(GagsError, match="--iterations: expected 1 or more, found 0"):
+    with pytest.raises(GagsError, match=r"--reconstruct\.iterations: expected at least 1, found 0"):
         reconstruct(blob_scene, dataclasses.replace(SHORT, iterations=0))
     states: list[ReconstructState] = []
     config = dataclasses.replace(SHORT, iterations=3, checkpoint_every=1)

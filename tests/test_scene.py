@@ -21,7 +21,7 @@ from scipy import ndimage
 from gags.errors import GagsError
 from gags.geometry import Camera, look_at, project
 from gags.images import image_size, read_image
-from gags.scene import Scene, SceneConfig, load_scene, read_scene, save_scene
+from gags.scene import Scene, SceneConfig, load_scene, positions_in_photograph, read_scene, save_scene
 
 WIDTH, HEIGHT = 40, 30
 PINHOLE = [33.0, 35.0, 19.0, 16.0]
@@ -109,6 +109,17 @@ def test_every_and_hold_out_every_count_in_name_order(tmp_path: Path) -> None:
     assert [view.name for view in scene.views] == names[::2]
     assert [view.name for view in scene.held_out_views] == [names[0], names[4]]
     assert [view.name for view in scene.training_views] == [names[2]]
+    assert list(scene.left_out) == names[1::2]
+
+
+def test_photographs_that_are_no_views_are_named(tmp_path: Path) -> None:
+    synthesize(tmp_path / "scene")
+    for name in ("extra.jpg", ".extra.jpg", "notes.txt"):
+        shutil.copy(pictures(tmp_path / "scene")[0], tmp_path / "scene/images" / name)
+    scene = load(tmp_path / "scene")
+    assert scene.left_out == ("extra.jpg",)
+    save_scene(scene, tmp_path / "kept")
+    assert read_scene(tmp_path / "kept").left_out == ("extra.jpg",)
 
 
 def test_the_working_resolution_limits_cameras_and_pictures(tmp_path: Path) -> None:
@@ -165,6 +176,17 @@ def test_a_distorted_lens_is_undistorted_pixel_by_pixel(
             weight = image[rows, columns]
             assert abs((weight * (columns + 0.5)).sum() / weight.sum() - x) < 0.1
             assert abs((weight * (rows + 0.5)).sum() / weight.sum() - y) < 0.1
+        # and where they were, at the photograph's size and at half of it, is known
+        for scale in (1.0, 0.5):
+            xy_px = positions_in_photograph(view, round(320 * scale), round(240 * scale)).permute(2, 0, 1)
+            seen_at = project(view.camera.resized(xy_px.shape[2], xy_px.shape[1]), torch.from_numpy(points).float())[0]
+            columns, rows = seen_at.long().unbind(dim=1)
+            off_center = torch.stack([columns, rows], dim=1) + 0.5 - seen_at
+            expected = torch.from_numpy(scale * np.array(lens.img_from_cam(points))).float()
+            # near the pixel's centre the lens shifts, and hardly stretches
+            torch.testing.assert_close(xy_px[:, rows, columns].T - off_center, expected, atol=0.3, rtol=0)
+    save_scene(load(scene), tmp_path / "kept")
+    assert [view.lens for view in read_scene(tmp_path / "kept").views] == [view.lens for view in load(scene).views]
     for full, small in zip(load(scene).views, load(scene, SceneConfig(max_side_px=200)).views, strict=True):
         assert same_cameras(small.camera, full.camera.limited(200))
         assert image_size(small.image_path) == (small.camera.width, small.camera.height)
@@ -276,6 +298,7 @@ def test_photographs_get_the_cameras_that_took_them(
 
 def test_photographs_without_a_place_are_named(made_scene: tuple[Scene, Path, list[str]]) -> None:
     assert made_scene[2] == ["1 of 9 photographs could not be placed and are left out: lost.png"]
+    assert made_scene[0].left_out == ("lost.png",)
 
 
 def test_made_cameras_are_kept_and_made_alike(
@@ -438,13 +461,29 @@ def test_a_binary_file_with_more_than_its_records(scene: Path, part: str) -> Non
 
 
 @pytest.mark.parametrize("part", ["cameras", "images", "points3D"])
-def test_a_text_file_cut_off_in_a_line(tmp_path: Path, part: str) -> None:
+def test_a_text_file_cut_off_anywhere(tmp_path: Path, part: str) -> None:
     synthesize(tmp_path / "scene", binary=False)
     path = tmp_path / f"scene/sparse/0/{part}.txt"
-    lines = path.read_text().splitlines()
-    path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:9])
-    with pytest.raises(GagsError, match=rf"{part}\.txt: expected a line of COLMAP's text format, found .*cut off"):
-        load(tmp_path / "scene")
+    whole = path.read_text()
+    after_header = whole.rindex("\n#") + 3
+    line_ends = [i + 1 for i, character in enumerate(whole) if character == "\n" and i >= after_header]
+    in_line = r"expected a line end after the last line, found .*; the file is cut off"
+    between_lines = r"expected \d records, as its header says, found \d|expected \d\d records, .* found \d"
+    in_pair = "expected a line of COLMAP's text format, found .*; the file is cut off"
+    for length in {*range(after_header, len(whole), 1 if len(whole) < 800 else 23), *line_ends, len(whole) - 1}:
+        if length == len(whole):
+            continue
+        path.write_text(whole[:length])
+        message = f"{between_lines}|{in_pair}" if whole[length - 1] == "\n" else in_line
+        with pytest.raises(GagsError, match=rf"{part}\.txt: ({message})"):
+            load(tmp_path / "scene")
+
+
+def test_a_text_file_of_another_program_needs_no_count(tmp_path: Path) -> None:
+    synthesize(tmp_path / "scene", binary=False)
+    for path in (tmp_path / "scene/sparse/0").glob("*.txt"):
+        path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines() if not line.startswith("#")))
+    assert len(load(tmp_path / "scene").views) == 6
 
 
 def test_an_unknown_camera_model(scene: Path) -> None:
@@ -482,6 +521,7 @@ def test_a_single_view(scene: Path, with_model: bool) -> None:
         (lambda text: text.replace("1 a.png", "5 a.png"), "taken by camera 5, expected one of the 1 in cameras.txt"),
         (lambda text: text.replace("1 1 0 0 0 0", "1 0 0 0 0 0"), "'a.png': expected a rotation and a position, found"),
         (lambda text: text.replace("\n\n", "\n"), "expected a line of COLMAP's text format"),
+        (lambda text: text[:-1], "expected a line of COLMAP's text format, found '2 1 0 0 0 0 0 0 1 b.png'"),
     ],
 )
 def test_images_that_cannot_be(tmp_path: Path, change: Callable[[str], str], message: str) -> None:
@@ -530,9 +570,9 @@ def test_points_at_infinity(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (SceneConfig(every=0), "every: expected 1 or more, found 0"),
-        (SceneConfig(hold_out_every=1), "hold_out_every: expected 0 .* or 2 and more, found 1"),
-        (SceneConfig(max_side_px=0), "max_side_px: expected 16 or more, found 0"),
+        (SceneConfig(every=0), r"--scene\.every: expected at least 1, found 0"),
+        (SceneConfig(hold_out_every=1), r"--scene\.hold-out-every: expected 0, or at least 2, found 1"),
+        (SceneConfig(max_side_px=0), r"--scene\.max-side-px: expected at least 16, found 0"),
     ],
 )
 def test_settings_that_cannot_be(scene: Path, config: SceneConfig, message: str) -> None:
@@ -610,7 +650,7 @@ def test_a_kept_scene_that_was_damaged(scene: Path, tmp_path: Path) -> None:
     with pytest.raises(GagsError, match=r"views\.json: expected the views that gags wrote, found something else"):
         read_scene(kept)
     (kept / "views.json").unlink()
-    with pytest.raises(GagsError, match=r"views\.json: expected a JSON file here, found none"):
+    with pytest.raises(GagsError, match=r"views\.json: expected JSON, found no such file"):
         read_scene(kept)
 
 

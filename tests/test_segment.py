@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +58,19 @@ def test_the_built_in_segmenter_labels_nearly_every_pixel_of_every_level(
     for _, view in segment(scene, gaussians, depths, segmenter, CONFIG):
         assert (view.label_maps[1:] >= 0).all(0).float().mean() > 0.8
         assert view.label_maps.dtype == torch.int32 and int(view.label_maps.max()) < len(view.masks)
+
+
+def test_the_number_of_prompts_at_once_changes_nothing(
+    room: tuple[Scene, Gaussians, dict[str, torch.Tensor]],
+) -> None:
+    scene, gaussians, depths = room
+    segmenter = HierarchySegmenter(HierarchyConfig(n_superpixels=150))
+    done = {view.name for view in scene.views[2:]}
+    many, few = (
+        dict(segment(scene, gaussians, depths, segmenter, replace(CONFIG, prompts_per_batch=n), skip=done))
+        for n in (64, 7)
+    )
+    assert len(many) == 2 and all(equal(many[name], few[name]) for name in many)
 
 
 def test_a_view_in_which_nothing_passes_is_simply_unlabelled(

@@ -7,6 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tiny
 from gags.gaussians import Gaussians
@@ -106,8 +108,22 @@ def test_prompts_are_repeatable_in_the_image_and_follow_the_seed() -> None:
     first, same, other = (depth_prompts(depth, sparse, seed) for seed in ((0, 1), (0, 1), (0, 2)))
     assert torch.equal(first, same) and not torch.equal(first, other)
     assert (first > 0).all() and (first < torch.tensor([WIDTH, HEIGHT])).all()
-    uniform = uniform_prompts(depth, sparse)
-    assert 0.8 < len(uniform) / len(first) < 1.25
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 99), width=st.integers(8, 70), height=st.integers(8, 50))
+def test_the_uniform_grid_has_as_many_points_and_no_gap(seed: int, width: int, height: int) -> None:
+    rng = np.random.default_rng(seed)
+    depth = torch.from_numpy(rng.uniform(1, 3, (height, width)).astype(np.float32))
+    sparse = torch.from_numpy(np.where(rng.random((height, width)) < 0.5, 1.0, 0.0).astype(np.float32))
+    points = uniform_prompts(depth, sparse)
+    assert len(points) == len(depth_prompts(depth, sparse, (0, 0)))
+    assert (points > 0).all() and (points < torch.tensor([width, height])).all()
+    # every pixel is near a point, as it is in a square grid of as many: half a diagonal, and half again for what rounding does
+    spacing = (width * height / len(points)) ** 0.5
+    v, u = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    pixels = torch.stack([u.flatten(), v.flatten()], dim=1)
+    assert torch.cdist(pixels, points).amin(dim=1).max() < 1.5 * spacing / 2**0.5 + 0.5
 
 
 def test_a_view_does_not_depend_on_its_batches() -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gags.errors import GagsError
+from gags.settings import Neutral
 from gags.store import (
     RunFolder,
     fingerprint,
@@ -32,13 +33,14 @@ from gags.store import (
 class Settings:
     steps: int = 3
     rate: float = 0.5
+    save_every: Neutral[int] = 10
 
 
 def test_tensors_round_trip_with_their_metadata(tmp_path: Path) -> None:
     tensors = {"b": torch.randn(3, 4).T, "a": torch.arange(5)}
     write_tensors(tmp_path / "x.safetensors", tensors, {"step": 7, "settings": Settings()})
     again, metadata = read_tensors(tmp_path / "x.safetensors")
-    assert metadata == {"step": 7, "settings": {"steps": 3, "rate": 0.5}}
+    assert metadata == {"step": 7, "settings": {"steps": 3, "rate": 0.5, "save_every": 10}}
     for name, tensor in tensors.items():
         torch.testing.assert_close(again[name], tensor, rtol=0, atol=0)
 
@@ -137,14 +139,92 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "holiday.jpg")
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"garbage")
-    with pytest.raises(GagsError, match="x: expected JSON, found something else"):
-        read_json(tmp_path / "x")
-    with pytest.raises(GagsError, match="x: expected a safetensors file, found something else"):
-        read_tensors(tmp_path / "x")
-    with pytest.raises(GagsError, match="y: expected a safetensors file here, found none"):
-        read_tensors(tmp_path / "y")
+READERS = {"JSON": read_json, "safetensors": read_tensors, r"arrays \(\.npz\)": read_arrays}
+
+
+@pytest.mark.parametrize("kind", READERS)
+def test_damaged_files_are_named(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "x"
+    np.save(tmp_path / "single.npy", np.arange(3))
+    for content in (b"", b"garbage", b"{", b"\xff\xfe", b"PK\x03\x04", (tmp_path / "single.npy").read_bytes()):
+        path.write_bytes(content)
+        with pytest.raises(
+            GagsError, match=rf"x: expected {kind}, found .*; delete {path} and run the same 'gags run'"
+        ):
+            READERS[kind](path)
+    with pytest.raises(GagsError, match=rf"y: expected {kind}, found no such file; run the same 'gags run' again"):
+        READERS[kind](tmp_path / "y")
+    # a complete stage is only made again when its record is gone too
+    (tmp_path / "stage.json").write_text("{}")
+    with pytest.raises(GagsError, match=rf"x: expected {kind}, found .*; delete {tmp_path} and run the same"):
+        READERS[kind](path)
+
+
+def test_a_file_of_arrays_damaged_anywhere_reads_as_it_was_or_is_named(tmp_path: Path) -> None:
+    arrays = {"bits": np.arange(7, dtype=np.uint8), "rows": np.ones((3, 4))}
+    write_arrays(tmp_path / "x.npz", arrays)
+    whole = (tmp_path / "x.npz").read_bytes()
+    rng = np.random.default_rng(0)
+    n_named = 0
+    for _ in range(200):
+        damaged = bytearray(whole[: rng.integers(len(whole))] if rng.random() < 0.3 else whole)
+        for _ in range(2 * bool(damaged)):
+            damaged[rng.integers(len(damaged))] = rng.integers(256)
+        (tmp_path / "x.npz").write_bytes(damaged)
+        try:
+            again = read_arrays(tmp_path / "x.npz")
+        except GagsError as error:
+            assert "x.npz: expected arrays" in str(error)
+            n_named += 1
+        else:
+            # the archive checks the sums of what it holds: at most a name or a date was changed
+            assert all(any(np.array_equal(a, b) for b in arrays.values()) for a in again.values())
+    assert n_named > 100
+
+
+def test_a_damaged_record_of_a_stage_is_named(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    record = run.stage("masks", {"a": 1}).path("stage.json")
+    for content in ("[]", "{}", "3"):
+        record.write_text(content)
+        with pytest.raises(
+            GagsError, match=rf"stage\.json: expected a stage's name, .*; delete {record.parent} and run"
+        ):
+            run.stage("masks", {"a": 1})
+
+
+def test_settings_that_change_no_result_rebuild_nothing(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    stage = run.stage("splats", {"settings": Settings(), "views": 3})
+    with stage.building():
+        pass
+    assert stage.ingredients == {"settings": {"steps": 3, "rate": 0.5}, "views": 3}
+    assert run.stage("splats", {"settings": Settings(save_every=99), "views": 3}).complete
+    assert not run.stage("splats", {"settings": Settings(steps=4), "views": 3}).complete
+
+
+def test_what_a_killed_attempt_left_is_removed_when_the_stage_is_built_again(tmp_path: Path) -> None:
+    script = (
+        "import os, signal; from pathlib import Path; from gags.store import RunFolder, write_atomically\n"
+        f"stage = RunFolder.create(Path({str(tmp_path / 'run')!r})).stage('masks', {{'a': 1}})\n"
+        "def write(path): path.write_text('half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "with stage.building(): write_atomically(stage.path('deep/x.json'), write)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -9
+    stage = RunFolder.create(tmp_path / "run").stage("masks", {"a": 1})
+    stage.path(".hidden.tmp").write_text("of somebody else")
+    assert len([path for path in stage.folder.rglob("*tmp*")]) == 2
+    with stage.building():
+        assert [path.name for path in stage.folder.rglob("*tmp*")] == [".hidden.tmp"]
+
+
+def test_a_run_killed_in_its_first_write_starts_anew(tmp_path: Path) -> None:
+    (tmp_path / "scene").mkdir()
+    (tmp_path / "scene/.stage.json.4711.tmp.json").write_text("half")
+    RunFolder.create(tmp_path)
+    (tmp_path / "scene/mine.json").write_text("{}")
+    with pytest.raises(GagsError, match="expected an empty folder or an earlier run, found other files"):
+        RunFolder.create(tmp_path)
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small tmpfs needs root on Linux")

@@ -80,7 +80,7 @@ def write_scene(folder: Path) -> Path:
         numbers = " ".join(f"{value:.9f}" for value in [*_wxyz(camera), *camera.T_camera_world[:3, 3].tolist()])
         lines += [f"{i + 1} {numbers} 1 {name}", ""]
         if name == HELD_OUT:
-            (folder / "labels" / "view_03.json").write_text(json.dumps(_label(camera, name)))
+            (folder / "labels" / "view_03.json").write_text(json.dumps(label(ray_cast(camera, LABEL_SCALE), name)))
     model = folder / "sparse/0"
     (model / "cameras.txt").write_text(f"1 PINHOLE {WIDTH} {HEIGHT} 124 124 {WIDTH / 2} {HEIGHT / 2}\n")
     (model / "images.txt").write_text("\n".join(lines) + "\n")
@@ -115,8 +115,8 @@ def _points() -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(points), TONES[np.concatenate(tones)]
 
 
-def _label(camera: Camera, name: str) -> dict:
-    tone = ray_cast(camera, LABEL_SCALE)
+def label(tone: np.ndarray, name: str) -> dict:
+    """A LERF-OVS label file of a picture with these indices into TONES."""
     objects = []
     for i, category in enumerate(BALLS):
         mask = np.pad((tone == 1 + 2 * i) | (tone == 2 + 2 * i), 1)
@@ -124,7 +124,7 @@ def _label(camera: Camera, name: str) -> dict:
         polygon = [[round(x - 1), round(y - 1)] for y, x in max(find_contours(mask, 0.5), key=len)]
         box = [int(columns.min()), int(rows.min()), int(columns.max()), int(rows.max())]
         objects.append({"category": category, "segmentation": polygon, "bbox": box})
-    return {"info": {"name": name, "width": LABEL_SCALE * WIDTH, "height": LABEL_SCALE * HEIGHT}, "objects": objects}
+    return {"info": {"name": name, "width": tone.shape[1], "height": tone.shape[0]}, "objects": objects}
 
 
 def nearest_tone(image: UInt8[np.ndarray, "height width 3"]) -> np.ndarray:

@@ -16,7 +16,10 @@ COMMANDS = {
     "run": "photographs or a COLMAP scene -> a searchable run folder",
     "query": "where is it? points, boxes, masks and pictures for phrases, or the splats themselves",
     "evaluate": "how good is it? mIoU and localisation accuracy on LERF-OVS labels",
+    "benchmark": "a public dataset: every scene, beside the published figures",
+    "ablate": "what granularity is worth: the paper's seven settings on one scene",
     "render": "pictures of any view: colour, depth, features, granularity, relevancy",
+    "export": "the field in other programs' files: splats, features of the splats, label maps and mask features",
     "doctor": "what this machine has, and what to do about what is missing",
 }
 

@@ -7,7 +7,6 @@ Positions in pictures are (x, y) in pixels with pixel centres at +0.5 (see ``gag
 from __future__ import annotations
 
 import io
-import os
 import struct
 import warnings
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from gags.errors import GagsError
+from gags.store import write_bytes
 
 Rgb = tuple[int, int, int]
 ColormapName = Literal["turbo", "viridis"]
@@ -82,18 +82,7 @@ def write_image(path: Path, image: UInt8[Tensor, "height width 3"]) -> None:
         picture.save(buffer, format="PNG")
     else:
         picture.save(buffer, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, path)
-    except OSError as error:
-        if path.parent.is_dir():
-            temporary.unlink(missing_ok=True)
-        raise GagsError(
-            f"{path}: could not write the picture ({error.strerror}); check that the folder is writable and "
-            "its disk is not full"
-        ) from error
+    write_bytes(path, buffer.getvalue())
 
 
 def resize_image(
@@ -227,13 +216,6 @@ def depth_colors(depth: Float[Tensor, "height width"]) -> UInt8[Tensor, "height 
     disparity = torch.where(present, 1.0 / depth, torch.nan)
     low, high = np.percentile(disparity[present].numpy(), (2.0, 98.0))
     return colormap(disparity, float(low), float(high), name="viridis")
-
-
-def side_by_side(*images: UInt8[Tensor, "_height _width 3"]) -> UInt8[Tensor, "height width 3"]:
-    """Pictures in a row from left to right, each scaled to the height of the first."""
-    height = images[0].shape[0]
-    scaled = [resize_image(image, max(1, round(image.shape[1] * height / image.shape[0])), height) for image in images]
-    return torch.cat(scaled, dim=1)
 
 
 def _open_picture(path: Path) -> PilImage.Image:

@@ -14,7 +14,7 @@ from gags.geometry import Camera
 from gags.images import colormap, depth_colors, draw_box, draw_mask, draw_point, feature_colors, overlay, write_image
 from gags.query import Hit, QueryConfig, relevancy_maps
 from gags.rasterize import render
-from gags.runs import FieldKind, Run
+from gags.runs import FieldKind, Run, file_name
 from gags.scene import View
 
 RenderMode = Literal["rgb", "depth", "feature", "granularity", "relevancy"]
@@ -31,7 +31,7 @@ def render_picture(
         phrase: what the relevancy is of (mode relevancy only).
         kind: the field to show (None: the run's own).
 
-    Raises GagsError for granularity of a field without a granularity decoder.
+    Raises GagsError for granularity of a field that knows none.
     """
     if mode == "rgb":
         return (render(run.gaussians, camera).colors.clamp(0, 1) * 255).round().to(torch.uint8)
@@ -44,7 +44,7 @@ def render_picture(
         weights = field.granularity(camera)
         if weights is None:
             raise GagsError(
-                f"{run.folder.root}: expected a field that learned granularity, found a lift; use --field gad"
+                f"{run.folder.root}: expected a field that learned granularity, found a lift; use --field gad or galift"
             )
         return (weights * 255).round().to(torch.uint8)
     return colormap(relevancy_maps(field, camera, [phrase or ""], run.encoder, config)[0])
@@ -68,7 +68,7 @@ def write_hit_pictures(hit: Hit, view: View, folder: Path) -> dict[str, str]:
     }
     paths = {}
     for kind, picture in pictures.items():
-        path = folder / f"{Path(view.name).stem}_{kind}.png"
+        path = folder / file_name(view.name, f"_{kind}.png")
         write_image(path, picture)
         paths[kind] = str(path)
     return paths

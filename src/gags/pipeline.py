@@ -16,29 +16,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from gags.distill import DistillConfig, DistillState, LiftConfig, distill, lift
-from gags.encode import EncodeConfig, ImageTextEncoder, encode, make_encoder
+from gags.distill import DistillConfig, DistillState, GaliftConfig, LiftConfig, distill, galift, lift
+from gags.encode import EncodeConfig, EncoderName, ImageTextEncoder, encode, make_encoder
 from gags.errors import GagsError
 from gags.evaluate import load_labels
+from gags.exchange import LanguageFeatures, read_field
 from gags.gaussians import Gaussians, read_splats, write_splats
 from gags.progress import track
 from gags.rasterize import render
 from gags.reconstruct import ReconstructConfig, ReconstructState, measure_views, reconstruct
-from gags.runs import FieldKind, Run, file_name, stored_depths, stored_embeddings, stored_masks
+from gags.runs import FIELD_KINDS, FieldKind, Run, file_name, stored_depths, stored_embeddings, stored_masks
 from gags.scene import Scene, SceneConfig, load_scene, read_scene, save_scene
 from gags.segment import (
     SegmentConfig,
     Segmenter,
+    SegmenterName,
     ViewMasks,
     make_segmenter,
     segment,
     view_masks_to_arrays,
 )
+from gags.settings import check_settings
 from gags.store import (
     RunFolder,
     Stage,
     fingerprint_files,
-    read_json,
+    read_record,
     read_tensors,
     write_arrays,
     write_json,
@@ -49,7 +52,7 @@ logger = logging.getLogger(__name__)
 
 Product = TypeVar("Product")
 
-STAGES = ("scene", "splats", "depth", "masks", "features", "field/gad", "field/lift")
+STAGES = ("scene", "splats", "depth", "masks", "features", *(f"field/{kind}" for kind in FIELD_KINDS))
 """The folders of a run, in the order in which they are made."""
 
 
@@ -69,18 +72,50 @@ class RunConfig:
     """GaD: the learned language field."""
     lift: LiftConfig = dataclasses.field(default_factory=LiftConfig)
     """The training-free language field."""
-    segmenter: Literal["hierarchy"] = "hierarchy"
-    """Segmentation model: hierarchy is built in."""
-    encoder: Literal["conse"] = "conse"
-    """Vision-language model: conse is built in."""
-    field: Literal["gad", "lift", "both"] = "gad"
-    """The field to make: gad (learned), lift (closed form), or both."""
+    galift: GaliftConfig = dataclasses.field(default_factory=GaliftConfig)
+    """The training-free language field of the level that each Gaussian trusts."""
+    segmenter: SegmenterName = "hierarchy"
+    """Segmentation model: hierarchy is built in; sam and sam2 need weights."""
+    segmenter_weights: str | None = None
+    """Weights of sam or sam2: a folder in transformers form, a hub name or (sam) Meta's .pth; None: the largest model."""
+    encoder: EncoderName = "conse"
+    """Vision-language model: conse is built in; clip (the paper's) and siglip need weights."""
+    encoder_weights: str | None = None
+    """Weights of clip or siglip: a folder in transformers form or a hub name; None: the paper's CLIP, or SigLIP 2."""
+    field: FieldKind | Literal["all"] = "gad"
+    """The field to make: gad (learned), lift (closed form), galift (closed form, granularity-aware), or all of them."""
     splats: Path | None = None
     """A trained .ply scene (Inria layout) to use instead of reconstructing."""
+    language_features: Path | None = None
+    """Folder with a *_s.npy and a *_f.npy file for each photograph (the reference implementation's label maps and mask
+    features) to use instead of segmenting and encoding; --encoder must name the model that made them."""
+    decoders: Path | None = None
+    """Folder with feature_decoder.pth and perhaps granularity_decoder.pth, checkpoints of the reference implementation: the
+    field is taken from them and the semantic_* properties of --splats instead of being made."""
     labels: Path | None = None
     """Folder of LERF-OVS labels; SCENE/labels is used where it exists."""
     exclude_labelled: bool = False
     """Use the labelled views for nothing but evaluation (the strict split)."""
+    reference_quirks: bool = False
+    """Do everything as the reference implementation does, queries and evaluation of the run included, also what cannot be
+    meant (docs/method.md has the list)."""
+
+    def check(self) -> None:
+        """Raise a GagsError for a setting of any stage that no work can be done with."""
+        for field in dataclasses.fields(self):
+            settings = getattr(self, field.name)
+            if dataclasses.is_dataclass(settings):
+                check_settings(settings, f"{field.name}.")
+
+    def with_quirks(self) -> RunConfig:
+        """This config with ``reference_quirks`` passed on to every stage that has them."""
+        if not self.reference_quirks:
+            return self
+        stages = {
+            name: dataclasses.replace(getattr(self, name), reference_quirks=True)
+            for name in ("segment", "encode", "distill")
+        }
+        return dataclasses.replace(self, **stages)
 
 
 def run(
@@ -100,30 +135,111 @@ def run(
 
     Raises GagsError for input that cannot be used; what was finished before it stays.
     """
+    config.check()
     labels_folder = config.labels or (source / "labels" if (source / "labels").is_dir() else None)
     excluded = _labelled_names(labels_folder) if config.exclude_labelled else []
-    if config.splats is not None and not config.splats.is_file():
-        raise GagsError(f"{config.splats}: expected a .ply file of Gaussians, found {_kind(config.splats)}")
+    _check_brought_files(config)
     folder = RunFolder.create(out)
-    segmenter = segmenter or make_segmenter(config.segmenter)
-    encoder = encoder or make_encoder(config.encoder)
+    config = dataclasses.replace(
+        config.with_quirks(),
+        segmenter_weights=_absolute(config.segmenter_weights),
+        encoder_weights=_absolute(config.encoder_weights),
+        language_features=config.language_features and config.language_features.resolve(),
+    )
+    segmenter = segmenter or make_segmenter(config.segmenter, config.segmenter_weights)
+    encoder = encoder or make_encoder(config.encoder, config.encoder_weights)
 
     scene_stage = _make_scene(folder, source, config, excluded)
     _describe(folder, source, config, segmenter, encoder)
     scene = read_scene(scene_stage.folder)
+    features = _language_features(scene, encoder, config)
     splats_stage = _make_splats(folder, scene_stage, scene, config)
     gaussians = read_splats(splats_stage.path("splats.ply"))
-    depth_stage = _make_depths(folder, splats_stage, scene, gaussians, config)
-    depths = stored_depths(depth_stage, scene)
-    masks_stage = _make_masks(folder, depth_stage, scene, gaussians, depths, segmenter, config)
-    masks = stored_masks(masks_stage, scene)
-    features_stage = _make_features(folder, masks_stage, scene, masks, encoder, config)
-    embeddings = stored_embeddings(features_stage, scene)
-    kinds: tuple[FieldKind, ...] = ("gad", "lift") if config.field == "both" else (config.field,)
-    for kind in kinds:
-        _make_field(kind, folder, features_stage, scene, gaussians, masks, embeddings, encoder.name, config)
+    if config.decoders is not None:
+        _take_field(folder, splats_stage, gaussians, encoder, config)
+    else:
+        if features is not None:
+            masks_stage, features_stage = _take_features(folder, splats_stage, scene, features, encoder)
+        else:
+            depth_stage = _make_depths(folder, splats_stage, scene, gaussians, config)
+            depths = stored_depths(depth_stage, scene)
+            masks_stage = _make_masks(folder, depth_stage, scene, gaussians, depths, segmenter, config)
+            features_stage = _make_features(
+                folder, masks_stage, scene, stored_masks(masks_stage, scene), encoder, config
+            )
+        products = stored_masks(masks_stage, scene), stored_embeddings(features_stage, scene)
+        for kind in FIELD_KINDS if config.field == "all" else (config.field,):
+            _make_field(kind, folder, features_stage, scene, gaussians, *products, encoder.name, config)
     _describe(folder, source, config, segmenter, encoder)
     return Run(folder, encoder, segmenter)
+
+
+def _absolute(weights: str | None) -> str | None:
+    """A path that run.json can be opened with from anywhere; hub names stay."""
+    path = Path(weights or "").expanduser()
+    return str(path.resolve()) if weights and path.exists() else weights
+
+
+def _check_brought_files(config: RunConfig) -> None:
+    """Raise a GagsError for files that are to be used and are not there, before anything is made."""
+    if config.splats is not None and not config.splats.is_file():
+        raise GagsError(f"{config.splats}: expected a .ply file of Gaussians, found {_kind(config.splats)}")
+    if config.decoders is not None and (config.splats is None or config.field != "gad"):
+        raise GagsError(
+            f"--decoders {config.decoders}: expected --splats FILE.ply with semantic_* properties and --field gad, found "
+            f"{'no --splats' if config.splats is None else f'--field {config.field}'}; the features are in the .ply"
+        )
+
+
+def _language_features(scene: Scene, encoder: ImageTextEncoder, config: RunConfig) -> LanguageFeatures | None:
+    """The features that the user brings along, if any; a GagsError if they do not fit the scene or the encoder."""
+    if config.language_features is None:
+        return None
+    features = LanguageFeatures.open(config.language_features, [view.name for view in scene.training_views])
+    _check_width(config.language_features, features.width, encoder)
+    return features
+
+
+def _check_width(source: Path, width: int, encoder: ImageTextEncoder) -> None:
+    if width != encoder.width:
+        raise GagsError(
+            f"{source}: expected features of width {encoder.width}, in the space of encoder {encoder.name}, found width "
+            f"{width}; name the model that made them, for instance --encoder clip --encoder-weights FOLDER"
+        )
+
+
+def _take_features(
+    folder: RunFolder, splats_stage: Stage, scene: Scene, features: LanguageFeatures, encoder: ImageTextEncoder
+) -> tuple[Stage, Stage]:
+    """The masks and features stages from files that the user brings along."""
+    files = fingerprint_files(features.folder, "*.npy")
+    masks_stage = folder.stage("masks", {"splats": splats_stage.fingerprint, "language_features": files})
+    features_stage = folder.stage("features", {"masks": masks_stage.fingerprint, "encoder": encoder.name})
+    if not (masks_stage.complete and features_stage.complete):
+        with masks_stage.building(), features_stage.building():
+            for view in track(scene.training_views, "read features"):
+                masks, embeddings = features.read(view.name, view.camera)
+                write_arrays(masks_stage.path(file_name(view.name, ".npz")), view_masks_to_arrays(masks))
+                write_tensors(features_stage.path(file_name(view.name)), {"embeddings": embeddings})
+    return masks_stage, features_stage
+
+
+def _take_field(
+    folder: RunFolder, splats_stage: Stage, gaussians: Gaussians, encoder: ImageTextEncoder, config: RunConfig
+) -> None:
+    """The gad field from the files of a training that the reference implementation did."""
+    assert config.splats is not None and config.decoders is not None
+    ingredients = {
+        "splats": splats_stage.fingerprint,
+        "decoders": fingerprint_files(config.decoders, "*.pth"),
+        "encoder": encoder.name,
+    }
+    stage = folder.stage("field/gad", ingredients)
+    if not stage.complete:
+        with stage.building():
+            language_field = read_field(gaussians, config.splats, config.decoders, encoder.name)
+            _check_width(config.decoders, language_field.meta.embedding_width, encoder)
+            write_tensors(stage.path("field.safetensors"), *language_field.to_state())
 
 
 def _labelled_names(labels_folder: Path | None) -> list[str]:
@@ -138,12 +254,10 @@ def _describe(
     """Write run.json: what was asked for, with what, and what each stage cost."""
     stages = {}
     for name in STAGES:
-        record = folder.path(name) / "stage.json"
-        if not record.exists():
-            continue
-        found = read_json(record)
-        keys = ("fingerprint", "complete", "seconds", "peak_memory_mb")
-        stages[found["stage"]] = {key: found[key] for key in keys if key in found}
+        record = read_record(folder.path(name))
+        if record is not None:
+            keys = ("fingerprint", "complete", "seconds", "peak_memory_mb")
+            stages[name] = {key: record[key] for key in keys if key in record}
     folder.describe(
         {
             "gags": package_version("gags"),
@@ -191,7 +305,7 @@ def _make_scene(folder: RunFolder, source: Path, config: RunConfig, excluded: li
 def _build_scene(stage: Stage, source: Path, config: RunConfig, excluded: list[str]) -> None:
     with stage.building():
         scene = load_scene(source, config.scene, stage.path("work"))
-        unknown = set(excluded) - {view.name for view in scene.views}
+        unknown = set(excluded) - {view.name for view in scene.views} - set(scene.left_out)
         if unknown:
             raise GagsError(
                 f"{source}: expected an image for every label, found none named {', '.join(sorted(unknown))}; "
@@ -309,16 +423,22 @@ def _make_field(
     encoder_name: str,
     config: RunConfig,
 ) -> Stage:
-    settings = {"distill": config.distill} if kind == "gad" else {"lift": config.lift}
-    stage = folder.stage(f"field/{kind}", {"features": features_stage.fingerprint, **settings})
+    settings: dict[FieldKind, Any] = {
+        "gad": {"distill": config.distill},
+        "lift": {"lift": config.lift},
+        "galift": {"galift": config.galift},
+    }
+    stage = folder.stage(f"field/{kind}", {"features": features_stage.fingerprint, **settings[kind]})
     if not stage.complete:
         with stage.building():
             resume, save, clear = _checkpoint(stage, DistillState.from_state)
             products = (scene, gaussians, masks, embeddings)
             if kind == "gad":
                 language_field = distill(*products, config.distill, resume, save, encoder_name)
-            else:
+            elif kind == "lift":
                 language_field = lift(*products, config.lift, encoder_name)
+            else:
+                language_field = galift(*products, config.galift, encoder_name)
             write_tensors(stage.path("field.safetensors"), *language_field.to_state())
             clear()
     return stage

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,15 +17,44 @@ from torch import Tensor
 
 from gags.distill import LanguageField
 from gags.encode import EncodeConfig, ImageTextEncoder, encode, make_encoder
-from gags.evaluate import Evaluation, Labels, evaluate, load_labels
+from gags.errors import GagsError
+from gags.evaluate import (
+    Consistency,
+    ConsistencyConfig,
+    Evaluation,
+    HitsOf,
+    Labels,
+    Protocol,
+    consistency,
+    evaluate,
+    evaluate_hits,
+    load_labels,
+    moved_frame,
+    reference_labels,
+)
+from gags.exchange import LanguageFeatures
 from gags.gaussians import Gaussians, read_splats
-from gags.query import QueryConfig, relevancy_maps, teacher_relevancy
+from gags.query import Hit, QueryConfig, query_3d, relevancy_maps, render_selection, teacher_relevancy
 from gags.rasterize import render
-from gags.scene import Scene, read_scene
+from gags.scene import Scene, positions_in_photograph, read_scene
 from gags.segment import SegmentConfig, Segmenter, ViewMasks, arrays_to_view_masks, make_segmenter, segment
-from gags.store import RunFolder, Stage, read_arrays, read_tensors
+from gags.store import (
+    RunFolder,
+    Stage,
+    fingerprint_files,
+    read_arrays,
+    read_json,
+    read_record,
+    read_tensors,
+    to_json,
+    write_json,
+)
 
-FieldKind = Literal["gad", "lift"]
+logger = logging.getLogger(__name__)
+
+FieldKind = Literal["gad", "lift", "galift"]
+"""Learned, lifted from all levels alike, lifted from the level each Gaussian trusts."""
+FIELD_KINDS: tuple[FieldKind, ...] = ("gad", "lift", "galift")
 Product = TypeVar("Product")
 
 
@@ -69,14 +101,13 @@ class Run:
     @property
     def field_kinds(self) -> tuple[FieldKind, ...]:
         """The fields that this run holds."""
-        kinds: tuple[FieldKind, ...] = ("gad", "lift")
-        return tuple(kind for kind in kinds if self.folder.path(f"field/{kind}/field.safetensors").exists())
+        return tuple(kind for kind in FIELD_KINDS if self.folder.path(f"field/{kind}/field.safetensors").exists())
 
     @property
     def default_field(self) -> FieldKind:
-        """The field that the run was made with; gad of both."""
+        """The field that the run was made with; gad of several."""
         named = self.description["config"]["field"]
-        return "gad" if named == "both" else named
+        return named if named in FIELD_KINDS else "gad"
 
     def field(self, kind: FieldKind | None = None) -> LanguageField:
         """The language field (None: ``default_field``)."""
@@ -88,7 +119,21 @@ class Run:
     @cached_property
     def encoder(self) -> ImageTextEncoder:
         """The encoder whose space the field is in."""
-        return self.encoder_override or make_encoder(self.description["config"]["encoder"])
+        if self.encoder_override is not None:
+            return self.encoder_override
+        config = self.description["config"]
+        encoder = make_encoder(config["encoder"], config.get("encoder_weights"))
+        if encoder.name != self.description["encoder"]:
+            raise GagsError(
+                f"{self.folder.path('run.json')}: expected the encoder that the run was made with "
+                f"({self.description['encoder']}), found {encoder.name}; put its weights back, or run again"
+            )
+        return encoder
+
+    def query_config(self, config: QueryConfig) -> QueryConfig:
+        """``config``, with the reference's quirks where the run was made with them."""
+        quirks = config.reference_quirks or bool(self.description["config"].get("reference_quirks"))
+        return replace(config, reference_quirks=quirks)
 
     def split(self, labels: Labels) -> Literal["published", "strict", "mixed"]:
         """``strict`` if every labelled view is held out, ``published`` if none is, else ``mixed``."""
@@ -103,10 +148,32 @@ def open_run(path: Path, encoder: ImageTextEncoder | None = None) -> Run:
 
 
 def evaluate_run(
-    run: Run, labels_folder: Path, what: Literal["gad", "lift", "teacher"] | None, query_config: QueryConfig
+    run: Run,
+    labels_folder: Path,
+    what: FieldKind | Literal["teacher"] | None,
+    query_config: QueryConfig,
+    protocol: Protocol = "rendered",
 ) -> Evaluation:
-    """The paper's metrics of a field (None: the run's own), or of the 2D teacher: each view's own masks and features."""
-    labels = load_labels(labels_folder)
+    """The paper's metrics of a field (None: the run's own), or of the 2D teacher: each view's own masks and features.
+
+    Raises GagsError for the teacher with protocol ``selected``: it has no Gaussians to select.
+    """
+    labels = _labels_of_views(run.scene, load_labels(labels_folder))
+    split = run.split(labels)
+    query_config = run.query_config(query_config)
+    if query_config.reference_quirks:
+        labels = reference_labels(labels, [view.name for view in run.scene.training_views])
+    labels = _undistorted_labels(run.scene, labels)
+    image_names = {view.name for view in run.scene.views}
+    if protocol == "selected":
+        if what == "teacher":
+            raise GagsError(
+                "evaluate --field teacher --protocol selected: expected a field in 3D, found the 2D teacher; use --field gad"
+            )
+        hits_of = _selected_hits(run, run.field(what), labels, query_config)
+        return evaluate_hits(
+            hits_of, labels, protocol=protocol, split=split, config=query_config, image_names=image_names
+        )
     if what == "teacher":
         masks, embeddings = _teacher(run, set(labels.image_names))
 
@@ -127,11 +194,110 @@ def evaluate_run(
     return evaluate(
         relevancy_of,
         labels,
-        protocol="teacher" if what == "teacher" else "rendered",
-        split=run.split(labels),
+        protocol="teacher" if what == "teacher" else protocol,
+        split=split,
         config=query_config,
-        image_names={view.name for view in run.scene.views},
+        image_names=image_names,
     )
+
+
+def _labels_of_views(scene: Scene, labels: Labels) -> Labels:
+    """Without the labels of photographs that the scene left out; a GagsError if none are left."""
+    frames = tuple(frame for frame in labels.frames if frame.image_name not in scene.left_out)
+    if not frames:
+        raise GagsError(
+            f"{labels.frames[0].path.parent}: expected labels of at least one of the run's views, found only labels of "
+            "photographs that it left out; run with another --scene.every"
+        )
+    if len(frames) < len(labels.frames):
+        logger.info(
+            "%d of %d labelled photographs are no views of this run (--scene.every, or no camera): their labels do not count",
+            len(labels.frames) - len(frames),
+            len(labels.frames),
+        )
+    return Labels(frames)
+
+
+def _undistorted_labels(scene: Scene, labels: Labels) -> Labels:
+    """Labels as the views show them: those of photographs that were undistorted move with the pixels.
+
+    Labels of exactly the size of a view were drawn on the run's own picture of it, and stay.
+    """
+    views = {view.name: view for view in scene.views if view.lens is not None}
+    frames = list(labels.frames)
+    for index, frame in enumerate(frames):
+        view = views.get(frame.image_name)
+        if view is not None and (frame.width, frame.height) != (view.camera.width, view.camera.height):
+            frames[index] = moved_frame(frame, positions_in_photograph(view, frame.width, frame.height))
+    return Labels(tuple(frames))
+
+
+def _selected_hits(run: Run, language_field: LanguageField, labels: Labels, query_config: QueryConfig) -> HitsOf:
+    """Every phrase is selected in 3D once, for all frames."""
+    found = query_3d(language_field, labels.phrases, run.encoder, query_config) if labels.phrases else []
+    selections = {selection.phrase: selection for selection in found}
+
+    def hits_of(name: str, width: int, height: int, phrases: Sequence[str]) -> list[Hit]:
+        camera = run.scene.view(name).camera.resized(width, height)
+        return [render_selection(run.gaussians, selections[phrase], camera, query_config) for phrase in phrases]
+
+    return hits_of
+
+
+def evaluate_once(
+    run: Run, labels_folder: Path, kind: FieldKind, query_config: QueryConfig, protocol: Protocol
+) -> Evaluation:
+    """``evaluate_run``, kept in the run folder's metrics: nothing is done again while field, labels and settings stay."""
+    made_from = {
+        "field": run.folder.finished_stage(f"field/{kind}").fingerprint,
+        "labels": fingerprint_files(labels_folder, "*.json"),
+        "protocol": protocol,
+        "query": to_json(run.query_config(query_config)),
+    }
+    path = run.folder.path(f"metrics/evaluation_{kind}_{protocol}.json")
+    if path.exists() and (kept := read_json(path)).get("made_from") == made_from:
+        return Evaluation.from_json(kept)
+    evaluation = evaluate_run(run, labels_folder, kind, query_config, protocol)
+    write_json(path, {"field": kind, **evaluation.to_json(), "made_from": made_from})
+    return evaluation
+
+
+def run_consistency(run: Run, config: ConsistencyConfig) -> Consistency:
+    """How well the views' mask features agree on a Gaussian, level by level and as the run's fields weigh the levels."""
+    fields = {str(kind): run.field(kind) for kind in run.field_kinds}
+    fields = {name: field for name, field in fields.items() if field.knows_granularity}
+    return consistency(run.scene, run.gaussians, run.masks, run.embeddings, config, fields)
+
+
+def share_stages(donor: RunFolder, root: Path, names: Sequence[str]) -> None:
+    """Give the run folder ``root`` these finished stages of another, as hard links where the file system has them.
+
+    Nothing is computed and next to nothing written; what ``root`` has already is kept. Files are replaced, never changed, so that
+    neither run can spoil the other's.
+    """
+    for name in names:
+        stage, target = donor.finished_stage(name), root / name
+        record = read_record(target)
+        if record is not None and record["fingerprint"] == stage.fingerprint and record.get("complete"):
+            continue
+        shutil.rmtree(target, ignore_errors=True)
+        temporary = root / f"{name}.tmp"
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.copytree(stage.folder, temporary, copy_function=_link)
+        temporary.rename(target)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # another file system, or one without hard links
+        shutil.copyfile(source, target)
+
+
+def _segmenter(run: Run) -> Segmenter:
+    config = run.description["config"]
+    return make_segmenter(config["segmenter"], config.get("segmenter_weights"))
 
 
 def _teacher(run: Run, names: set[str]) -> tuple[Mapping[str, ViewMasks], Mapping[str, Float[Tensor, "mask width"]]]:
@@ -139,13 +305,18 @@ def _teacher(run: Run, names: set[str]) -> tuple[Mapping[str, ViewMasks], Mappin
     held_out = {view.name for view in run.scene.held_out_views} & names
     if not held_out:
         return run.masks, run.embeddings
+    brought = run.description["config"].get("language_features")
+    if brought is not None:
+        features = LanguageFeatures.open(Path(brought), sorted(names))
+        read = {name: features.read(name, run.scene.view(name).camera) for name in names}
+        return {name: each[0] for name, each in read.items()}, {name: each[1] for name, each in read.items()}
     views = tuple(replace(view, held_out=view.held_out and view.name not in names) for view in run.scene.views)
     scene = replace(run.scene, views=views)
     others = {view.name for view in scene.training_views} - held_out
     made_by = run.folder.finished_stage("masks").ingredients
     segment_config = SegmentConfig(**made_by["segment"])
     encode_config = EncodeConfig(**run.folder.finished_stage("features").ingredients["encode"])
-    segmenter = run.segmenter_override or make_segmenter(run.description["config"]["segmenter"])
+    segmenter = run.segmenter_override or _segmenter(run)
     depths = dict(run.depths) | {
         view.name: render(run.gaussians, view.camera.limited(segment_config.max_side_px)).depth
         for view in scene.training_views
@@ -161,8 +332,8 @@ def _teacher(run: Run, names: set[str]) -> tuple[Mapping[str, ViewMasks], Mappin
 
 
 def file_name(view_name: str, suffix: str = ".safetensors") -> str:
-    """The file of a view in a stage's folder; view names may contain folders, which stay distinct."""
-    return view_name.replace("/", "__") + suffix
+    """The file of a view in one folder; different names, with or without folders in them, give different files."""
+    return view_name.replace("%", "%25").replace("/", "%2F") + suffix
 
 
 class _PerView(Mapping[str, Product]):

@@ -14,27 +14,31 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Shaped
 from torch import Tensor
 
 from gags.errors import GagsError
+from gags.settings import decisive
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the run folder's layout. Raised when an older program could not read a newer folder."""
 
-Value = TypeVar("Value")
+_TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\..+)?")
+"""Names of files that are being written, or were when the program was killed."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -69,28 +73,52 @@ def _storage_error(path: Path, error: OSError) -> GagsError:
     return GagsError(f"{path}: could not be written ({error.strerror or error}). Choose a folder you may write to")
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write text as UTF-8, atomically."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write bytes, atomically."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            # a full disk may show only when the data reaches it
+            file.flush()
+            os.fsync(file.fileno())
+
+    write_atomically(path, write)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value (dataclasses, enums and paths included) as indented JSON, atomically."""
-    text = json.dumps(to_json(value), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        # a full disk may show only when the data reaches it
-        file.flush()
-        os.fsync(file.fileno())
+    write_text(path, json.dumps(to_json(value), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file; a GagsError if it is missing or not JSON."""
-    try:
+    with _reading(path, "JSON"):
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def _reading(path: Path, kind: str) -> Iterator[None]:
+    """What goes wrong while a file is read becomes a GagsError that names it and says how it is made anew."""
+    # a complete stage is made anew as a whole: without its folder
+    in_stage = (path.parent / "stage.json").exists()
+    remedy = f"delete {path.parent if in_stage else path} and run the same 'gags run' again"
+    try:
+        yield
     except FileNotFoundError:
-        raise GagsError(f"{path}: expected a JSON file here, found none") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise GagsError(f"{path}: expected JSON, found something else ({error}); delete it and run again") from error
+        if not in_stage:
+            remedy = "run the same 'gags run' again"
+        raise GagsError(f"{path}: expected {kind}, found no such file; {remedy}") from None
+    # json, safetensors, numpy and zipfile raise whatever the damaged bytes lead them to
+    except Exception as error:
+        raise GagsError(
+            f"{path}: expected {kind}, found something else or a damaged file ({error}); {remedy}"
+        ) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
@@ -103,19 +131,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the JSON value of a file written by ``write_tensors``."""
-    from safetensors import SafetensorError, safe_open
+    """The tensors and the JSON value of a file written by ``write_tensors``; a GagsError if it is missing or damaged."""
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
-    except FileNotFoundError:
-        raise GagsError(f"{path}: expected a safetensors file here, found none") from None
-    except SafetensorError as error:
-        raise GagsError(
-            f"{path}: expected a safetensors file, found something else ({error}); delete it and run again"
-        ) from error
+    with _reading(path, "safetensors"), safe_open(path, framework="pt") as file:
+        metadata = json.loads((file.metadata() or {}).get("json", "{}"))
+        return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 - not a dict
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Shaped[np.ndarray, ...]]) -> None:
@@ -129,8 +150,9 @@ def write_arrays(path: Path, arrays: Mapping[str, Shaped[np.ndarray, ...]]) -> N
 
 
 def read_arrays(path: Path) -> dict[str, Shaped[np.ndarray, ...]]:
-    """The arrays of a file written by ``write_arrays``."""
-    with np.load(path, allow_pickle=False) as file:
+    """The arrays of a file written by ``write_arrays``; a GagsError if it is missing or damaged."""
+    # ZipFile refuses the single array that np.load would take
+    with _reading(path, "arrays (.npz)"), zipfile.ZipFile(path), np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
@@ -190,12 +212,17 @@ class Stage:
         return self.folder / name
 
     def _record(self) -> dict[str, Any]:
-        path = self.path("stage.json")
-        return read_json(path) if path.exists() else {}
+        return read_record(self.folder) or {}
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Time the block and mark the stage complete when it ends without an error."""
+        """Time the block and mark the stage complete when it ends without an error.
+
+        What a killed attempt left half-written is removed first.
+        """
+        for leftover in self.folder.rglob(".*.tmp*"):
+            if _TEMPORARY.fullmatch(leftover.name):
+                leftover.unlink()
         before = self._record().get("seconds", 0.0)
         started = time.monotonic()
         reset_peak_memory()
@@ -218,6 +245,20 @@ class Stage:
                 write_json(self.path("stage.json"), record)
 
 
+def read_record(stage_folder: Path) -> dict[str, Any] | None:
+    """What stage.json says about a stage; None where there is none. A GagsError if it is damaged."""
+    path = stage_folder / "stage.json"
+    if not path.exists():
+        return None
+    record = read_json(path)
+    if not isinstance(record, dict) or not record.keys() >= {"stage", "fingerprint", "ingredients"}:
+        raise GagsError(
+            f"{path}: expected a stage's name, fingerprint and ingredients, found something else; delete {stage_folder} "
+            "and run the same 'gags run' again"
+        )
+    return record
+
+
 class RunFolder:
     """A folder with the products of every stage of one run."""
 
@@ -232,7 +273,9 @@ class RunFolder:
         run = cls(root)
         if run.path("run.json").exists():
             run.description()
-        elif root.exists() and any(root.iterdir()) and not any(root.glob("*/stage.json")):
+        elif not any(root.glob("*/stage.json")) and any(
+            path.is_file() and not _TEMPORARY.fullmatch(path.name) for path in root.rglob("*")
+        ):
             raise GagsError(
                 f"{root}: expected an empty folder or an earlier run, found other files; choose another --out so that "
                 "nothing of yours is overwritten"
@@ -275,26 +318,31 @@ class RunFolder:
         write_json(self.path("run.json"), {"format": FORMAT, **description})
 
     def stage(self, name: str, ingredients: Mapping[str, Any]) -> Stage:
-        """Open a stage's folder for these ingredients; what other ingredients made is removed, and said."""
+        """Open a stage's folder for these ingredients; what other ingredients made is removed, and said.
+
+        Of a config dataclass the settings count that the result depends on (``settings.decisive``).
+        """
         folder = self.path(name)
-        wanted = to_json(ingredients)
+        wanted = {
+            key: to_json(decisive(value) if dataclasses.is_dataclass(value) else value)
+            for key, value in ingredients.items()
+        }
         stage = Stage(name, folder, fingerprint({"stage": name, "format": FORMAT, "ingredients": wanted}), wanted)
-        record = stage.path("stage.json")
-        if record.exists():
-            found = read_json(record)
-            if found.get("fingerprint") == stage.fingerprint:
+        found = read_record(folder)
+        if found is not None:
+            if found["fingerprint"] == stage.fingerprint:
                 return stage
-            logger.info("%s: rebuilt, because %s", name, _difference(found.get("ingredients", {}), wanted))
+            logger.info("%s: rebuilt, because %s", name, _difference(found["ingredients"], wanted))
         if folder.exists():
             shutil.rmtree(folder)
-        write_json(record, {"stage": name, "format": FORMAT, "fingerprint": stage.fingerprint, "ingredients": wanted})
+        begun = {"stage": name, "format": FORMAT, "fingerprint": stage.fingerprint, "ingredients": wanted}
+        write_json(stage.path("stage.json"), begun)
         return stage
 
     def finished_stage(self, name: str) -> Stage:
         """A stage that an earlier command completed; a GagsError if it is not there."""
-        record = self.path(name) / "stage.json"
-        found = read_json(record) if record.exists() else {}
-        if not found.get("complete"):
+        found = read_record(self.path(name))
+        if found is None or not found.get("complete"):
             raise GagsError(
                 f"{self.root}: expected a finished stage {name!r}, found none; run 'gags run' to the end first"
             )

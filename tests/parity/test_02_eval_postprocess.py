@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,44 @@ def test_scores_of_a_query(parity_dir: Path) -> None:
         assert (hit.mask & truth[row]).sum() == fixture["intersection"][row]
         assert (hit.mask | truth[row]).sum() == fixture["union"][row]
         assert iou(hit.mask, truth[row]) == pytest.approx(fixture["iou"][row], abs=1e-6)
+
+
+@pytest.mark.parametrize("prefix", ["", "small_"])
+def test_the_first_two_rows_and_columns_of_a_filtered_map_are_equal(parity_dir: Path, prefix: str) -> None:
+    """An even kernel reaches one pixel farther up and left, and the border is mirrored without its edge pixel."""
+    fixture = np.load(parity_dir / "02_eval_postprocess.npz", allow_pickle=False)
+    filtered = mean_filter(torch.from_numpy(fixture[f"{prefix}relevancy"]), int(fixture["kernel_size"]))
+    torch.testing.assert_close(filtered[..., 0], filtered[..., 1], rtol=0, atol=2e-7)
+    torch.testing.assert_close(filtered[..., 0, :], filtered[..., 1, :], rtol=0, atol=2e-7)
+
+
+def test_the_majority_filter_never_reads_the_last_row_and_column(parity_dir: Path) -> None:
+    fixture = np.load(parity_dir / "02_eval_postprocess.npz", allow_pickle=False)
+    bits = torch.from_numpy(fixture["majority_in"]).bool()
+    bits[-1], bits[:, -1] = False, False
+    filtered = majority_filter(bits, int(fixture["majority_radius"]))
+    np.testing.assert_array_equal(filtered.numpy(), fixture["majority_out"])
+
+
+def test_phrases_do_not_influence_each_other(parity_dir: Path) -> None:
+    """The reference writes one map's blend back into its input; what comes out is as if it did not."""
+    fixture = np.load(parity_dir / "02_eval_postprocess.npz", allow_pickle=False)
+    maps = torch.from_numpy(fixture["relevancy"])
+    before, config = maps.clone(), QueryConfig(kernel_px=int(fixture["kernel_size"]))
+    last = find("last", maps[-1], config)
+    hits = [find("phrase", relevancy_map, config) for relevancy_map in maps]
+    assert torch.equal(maps, before)
+    assert torch.equal(hits[-1].mask, last.mask) and hits[-1].point_xy_px == last.point_xy_px
+
+
+def test_a_constant_map_gives_an_empty_mask(parity_dir: Path) -> None:
+    fixture = np.load(parity_dir / "02_eval_postprocess.npz", allow_pickle=False)
+    constant = torch.full(fixture["relevancy"].shape[1:], 0.7)
+    assert not find("phrase", constant, QueryConfig(kernel_px=int(fixture["kernel_size"]))).mask.any()
+
+
+def test_two_empty_masks_agree_and_are_no_number_in_the_reference() -> None:
+    nothing, something = torch.zeros(3, 5).bool(), torch.eye(3, 5).bool()
+    assert iou(nothing, nothing) == 1.0
+    assert math.isnan(iou(nothing, nothing, reference_quirks=True))
+    assert iou(something, nothing) == iou(something, nothing, reference_quirks=True) == 0.0

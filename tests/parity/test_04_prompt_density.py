@@ -12,7 +12,10 @@ import torch
 
 from gags.gaussians import Gaussians
 from gags.geometry import Camera
+from gags.segment import SegmentConfig
 from gags.segment._prompts import (
+    CELLS_PER_SIDE,
+    PATCHES_PER_SIDE,
     Patch,
     cell_counts,
     cell_origins,
@@ -71,9 +74,20 @@ def test_nearest_depths_and_their_maps_are_those_of_the_reference(fixture: Array
     for view, (camera, depth) in enumerate(zip(cameras, depths, strict=True)):
         sparse = nearest_depth_map(gaussians, camera, depth, nearest, reference_quirks=True)
         np.testing.assert_allclose(sparse.numpy(), fixture["min_depth_maps"][view], rtol=1e-5)
+        # Without the quirk the smallest of the points at a pixel stays.
         smallest = nearest_depth_map(gaussians, camera, depth, nearest).numpy()
-        np.testing.assert_array_equal(smallest != 0, sparse.numpy() != 0)
-        assert (smallest <= sparse.numpy()).all()
+        seen = fixture["visible"][view] > 0
+        expected = np.full(depth.shape, np.inf, np.float32)
+        np.minimum.at(expected, tuple(fixture["pixel_vu"][view][seen].T), fixture["point_min_depth"][seen])
+        np.testing.assert_allclose(smallest, np.where(np.isinf(expected), 0, expected), rtol=1e-5)
+
+
+def test_the_numbers_are_the_defaults(fixture: Arrays) -> None:
+    config = SegmentConfig()
+    assert fixture["patches_per_side"] == PATCHES_PER_SIDE
+    assert fixture["min_prompts_per_side"] == config.min_per_side
+    assert fixture["max_prompts_per_side"] == config.max_per_side
+    assert fixture["occlusion_tolerance"] == config.occlusion_tolerance
 
 
 @pytest.mark.parametrize("prefix", ["", "syn_"])
@@ -81,19 +95,32 @@ def test_patches_and_cells_are_those_of_the_reference(fixture: Arrays, prefix: s
     depth = fixture["syn_depth_map"] if prefix else fixture["depth_maps"][0]
     cut = patches(depth.shape[1], depth.shape[0])
     np.testing.assert_array_equal(boxes(cut), fixture[f"{prefix}patch_box_px"])
+    if not prefix:
+        size = np.tile([depth.shape[1], depth.shape[0]], 2)
+        np.testing.assert_allclose(boxes(cut) / size, fixture["patch_box_norm"], rtol=0, atol=1e-12)
     np.testing.assert_array_equal(cell_origins(cut[0].width, cut[0].height), fixture[f"{prefix}subcrop_origin_xy"])
-    size = (cut[0].width // 10, cut[0].height // 10)
+    size = (cut[0].width // CELLS_PER_SIDE, cut[0].height // CELLS_PER_SIDE)
     np.testing.assert_array_equal(size, fixture[f"{prefix}subcrop_size_wh"])
 
 
 def check_counts(
     depth: np.ndarray, nearest: np.ndarray, means: np.ndarray, nearest_means: np.ndarray, per_side: np.ndarray
 ) -> None:
+    """Means and counts; and that without the quirk only patches with pixels that nothing is rendered at have others."""
     cut = patches(depth.shape[1], depth.shape[0])
     found = np.array([patch_means(depth, nearest, patch, reference_quirks=True) for patch in cut])
-    np.testing.assert_allclose(found[:, 0], means, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[:, 0], means, rtol=1e-5)
     np.testing.assert_allclose(found[:, 1], nearest_means, rtol=1e-5)
     np.testing.assert_array_equal([prompts_per_side(a, b) for a, b in found], per_side)
+    for patch, mean in zip(cut, means, strict=True):
+        rendered = patch.of(depth)[patch.of(depth) > 0]
+        ours = patch_means(depth, nearest, patch)[0]
+        if rendered.size == patch.width * patch.height:
+            np.testing.assert_allclose(ours, mean, rtol=1e-5)
+        elif rendered.size:
+            np.testing.assert_allclose(ours, rendered.mean(dtype=np.float64), rtol=1e-9)
+        else:
+            assert np.isnan(ours)
 
 
 def test_prompt_counts_are_those_of_the_reference(fixture: Arrays) -> None:
@@ -106,6 +133,7 @@ def test_prompt_counts_are_those_of_the_reference(fixture: Arrays) -> None:
             fixture["patch_mean_min_depth"][view],
             fixture["prompts_per_side"][view],
         )
+        np.testing.assert_array_equal(fixture["prompts_per_side"][view] ** 2, fixture["prompts_count"][view])
         counts = np.array([cell_counts(nearest, patch) for patch in patches(depth.shape[1], depth.shape[0])])
         np.testing.assert_array_equal(counts, fixture["subcrop_counts"][view])
         weights = np.array([cell_weights(patch_counts) for patch_counts in counts])

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from gags.encode import make_tiles
-from gags.encode._tiles import mask_boxes, square_crop
+from gags.encode._tiles import square_crop
+from gags.errors import GagsError
+from gags.segment import mask_boxes
 
 
 def _masks(fixture: np.lib.npyio.NpzFile) -> tuple[torch.Tensor, np.ndarray]:
@@ -26,10 +29,12 @@ def test_boxes_and_squares(parity_dir: Path) -> None:
     image = torch.from_numpy(fixture["image_rgb"])
     boxes = mask_boxes(masks)
     np.testing.assert_array_equal(torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).numpy(), boxes_xywh)
-    for row, mask in enumerate(masks):
-        if f"square_{row:02d}" in fixture:
-            square = square_crop(image, mask, tuple(boxes[row].tolist()))
-            np.testing.assert_array_equal(square.numpy(), fixture[f"square_{row:02d}"])
+    squares = [key for key in fixture.files if key.startswith("square_")]
+    assert squares
+    for key in squares:
+        row = int(key.removeprefix("square_"))
+        square = square_crop(image, masks[row], tuple(boxes[row].tolist()))
+        np.testing.assert_array_equal(square.numpy(), fixture[key])
 
 
 def test_tiles(parity_dir: Path) -> None:
@@ -49,6 +54,19 @@ def test_a_crop_larger_than_the_tile_is_not_antialiased(parity_dir: Path) -> Non
     image[:side, :side] = square
     tiles = make_tiles(image, torch.ones(1, side + 1, side + 1, dtype=torch.bool), fixture["down_tile_u8"].shape[-1])
     np.testing.assert_allclose(255 * tiles[0].numpy(), fixture["down_tile_u8"], rtol=0, atol=1)
+
+
+def test_a_mask_one_pixel_wide_is_seen_by_us_and_black_in_the_reference(parity_dir: Path) -> None:
+    fixture = np.load(parity_dir / "06_tiles_and_segmap.npz", allow_pickle=False)
+    image, size_px = torch.from_numpy(fixture["image_rgb"]), fixture["tiles_u8"].shape[-1]
+    line, point = torch.zeros(2, *image.shape[:2], dtype=torch.bool)
+    line[3:20, 5], point[3, 5] = True, True
+    for quirks in (False, True):
+        tile = make_tiles(image, line[None], size_px, reference_quirks=quirks)
+        assert bool(tile.any()) != quirks
+    assert make_tiles(image, point[None], size_px).any()
+    with pytest.raises(GagsError, match="expected masks of at least two pixels, found one of a single pixel"):
+        make_tiles(image, point[None], size_px, reference_quirks=True)
 
 
 def test_features_are_normalised_embeddings(parity_dir: Path) -> None:

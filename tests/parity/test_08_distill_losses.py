@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from gags.distill import DistillConfig
 from gags.distill._distill import view_losses
 from gags.distill._losses import absolute_difference, balanced_rows, granularity_entropy, region_variance
 from gags.distill._targets import ViewLabels, mixed_label_map, target_feature_map
+from gags.errors import GagsError
 from gags.geometry import Camera
 
 ATOL_VALUE = 2e-7
@@ -78,8 +80,32 @@ def test_entropy(fixture: dict[str, Tensor]) -> None:
     _assert_gradient(weights, fixture["entropy_grad"])
 
 
+def test_without_regions_we_go_on_and_the_reference_stops(fixture: dict[str, Tensor]) -> None:
+    nothing = torch.full_like(fixture["trained_seg"], -1).flatten()
+    features, values = fixture["region_feature"].flatten(0, 1), fixture["balance_loss_map"].flatten()
+    rows = balanced_rows(nothing)
+    assert rows.mean(values[rows.pixel_ids]) == 0 == region_variance(features, nothing)
+    alone = nothing.clone()
+    alone[0], alone[-1] = 0, 1
+    assert region_variance(features, alone) == 0
+    with pytest.raises(GagsError, match="expected a labelled pixel, found none"):
+        balanced_rows(nothing, reference_quirks=True)
+    for labels in (nothing, alone):
+        with pytest.raises(GagsError, match="expected a region of two pixels, found none"):
+            region_variance(features, labels, reference_quirks=True)
+
+
+def test_the_weights_are_the_defaults(fixture: dict[str, Tensor]) -> None:
+    config = DistillConfig()
+    # Counted from 0: the reference's 15 000th and 15 001st iteration.
+    for row, iteration in enumerate((14_999, 15_000)):
+        found = torch.tensor([1.0, *config.loss_weights(iteration)])
+        assert torch.equal(found, fixture["objective_weights"][row])
+
+
+@pytest.mark.parametrize("quirks", [False, True])
 @pytest.mark.parametrize("phase", ["early", "late"])
-def test_objective(fixture: dict[str, Tensor], phase: str) -> None:
+def test_objective(fixture: dict[str, Tensor], phase: str, quirks: bool) -> None:
     pred, weights, features = (_leaf(fixture[key]) for key in ("pred", "scale_map", "region_feature"))
     seg_map = fixture["seg_map"][1:]
     target, valid = target_feature_map(seg_map, fixture["img_embed"], weights.detach(), reference_quirks=True)
@@ -94,6 +120,7 @@ def test_objective(fixture: dict[str, Tensor], phase: str) -> None:
         lambda pixel_ids: pred.flatten(0, 1)[pixel_ids],
         ViewLabels(camera, seg_map, fixture["img_embed"]),
         sample=None,
+        reference_quirks=quirks,
     )
     distill, entropy, region = fixture["objective_weights"][int(phase == "late")]
     total = distill * losses.distill + entropy * losses.entropy + region * losses.region

@@ -93,3 +93,26 @@ def test_granularity_decoder(granularity_fixture: tuple[dict[str, Tensor], list[
         torch.testing.assert_close(decoder.logits(x), _last(fixture["logits"]), rtol=0, atol=1e-5)
         assert x.grad is not None
         _assert_gradient(x.grad, _last(fixture["grad_x"]))
+
+
+@pytest.mark.parametrize("name", ["09a_feature_decoder.npz", "09b_scale_decoder.npz"])
+def test_checkpoints_are_written_as_the_reference_writes_them(parity_dir: Path, name: str) -> None:
+    fixture, names = _load(parity_dir / name)
+    kind = FeatureDecoder if "feature" in name else GranularityDecoder
+    entries = _checkpoint(fixture, names)
+    written = kind.from_reference(entries).to_reference()
+    assert list(written) == names
+    for entry, value in written.items():
+        assert torch.equal(value, entries[entry]), entry
+
+
+def test_an_axis_in_front_changes_nothing(
+    feature_fixture: tuple[dict[str, Tensor], list[str]], granularity_fixture: tuple[dict[str, Tensor], list[str]]
+) -> None:
+    """Channels come last here, so that a batch is decoded rightly; in the reference its length would be normalised."""
+    for kind, (fixture, _) in ((FeatureDecoder, feature_fixture), (GranularityDecoder, granularity_fixture)):
+        decoder, x = kind.from_layers(*_layers(fixture)), _last(fixture["x"])
+        with torch.no_grad():
+            batch = decoder(torch.stack([x, -x]))
+            torch.testing.assert_close(batch[0], _last(fixture["y"]), rtol=0, atol=1e-6)
+            torch.testing.assert_close(batch[1], decoder(-x), rtol=0, atol=1e-6)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,10 @@ class _Field:
         raise AssertionError("a query in 3D renders nothing")
 
 
+def _negatives(fixture: np.lib.npyio.NpzFile) -> tuple[str, ...]:
+    return tuple(f"negative {row}" for row in range(len(fixture["neg_embeds"])))
+
+
 def _query(parity_dir: Path) -> tuple[np.lib.npyio.NpzFile, _Field, _StoredPhrases, list[str]]:
     fixture = np.load(parity_dir / "10_query3d.npz", allow_pickle=False)
     decoder = np.load(parity_dir / "09a_feature_decoder.npz", allow_pickle=False)
@@ -57,7 +61,7 @@ def _query(parity_dir: Path) -> tuple[np.lib.npyio.NpzFile, _Field, _StoredPhras
         means, torch.ones(count, 4), torch.zeros(count, 3), torch.zeros(count), torch.zeros(count, 1, 3)
     )
     phrases = [f"phrase {row}" for row in range(len(fixture["pos_embeds"]))]
-    names = [*phrases, *QueryConfig().negatives]
+    names = [*phrases, *_negatives(fixture)]
     vectors = torch.from_numpy(np.concatenate([fixture["pos_embeds"], fixture["neg_embeds"]]))
     field = _Field(gaussians, torch.from_numpy(fixture["semantic"]), FeatureDecoder.from_layers(weights, biases))
     return fixture, field, _StoredPhrases(dict(zip(names, vectors, strict=True))), phrases
@@ -66,6 +70,7 @@ def _query(parity_dir: Path) -> tuple[np.lib.npyio.NpzFile, _Field, _StoredPhras
 def test_selection(parity_dir: Path) -> None:
     fixture, field, encoder, phrases = _query(parity_dir)
     config = QueryConfig(
+        negatives=_negatives(fixture),
         threshold=float(fixture["threshold"]),
         smooth_radius=float(fixture["smooth_radius"]),
         smooth_votes=int(fixture["smooth_threshold"]),
@@ -77,6 +82,7 @@ def test_selection(parity_dir: Path) -> None:
         np.testing.assert_allclose(selection.relevancy.numpy(), fixture["relevancy"][row], rtol=0, atol=5e-6)
         heat = stretch(selection.relevancy, (-1,))
         np.testing.assert_allclose(heat.numpy(), fixture["relevancy_normalised"][row], rtol=0, atol=5e-5)
+        np.testing.assert_array_equal((heat > config.threshold).numpy(), fixture["mask_raw"][row])
         np.testing.assert_array_equal(selection.gaussian_ids.numpy(), fixture["mask_smoothed"][row].nonzero()[0])
 
 
@@ -85,8 +91,30 @@ def test_smoothing_at_other_settings(parity_dir: Path, setting: str) -> None:
     fixture = np.load(parity_dir / "10_query3d.npz", allow_pickle=False)
     means, raw = torch.from_numpy(fixture["xyz"]), torch.from_numpy(fixture["mask_raw"]).bool()
     radius, votes = fixture[f"smooth_{setting}_radius_threshold"].tolist()
-    config = replace(QueryConfig(reference_quirks=True), smooth_radius=radius, smooth_votes=int(votes))
+    config = QueryConfig(
+        reference_quirks=True,
+        smooth_radius=radius,
+        smooth_votes=int(votes),
+        smooth_min_votes=int(fixture["lower_count"]),
+    )
     np.testing.assert_array_equal(smooth_selection(means, raw, config).numpy(), fixture[f"mask_smoothed_{setting}"])
+
+
+def test_our_selection_does_not_change_with_the_scale_of_the_scene_and_the_reference_s_does(parity_dir: Path) -> None:
+    fixture = np.load(parity_dir / "10_query3d.npz", allow_pickle=False)
+    means, raw = torch.from_numpy(fixture["xyz"]), torch.from_numpy(fixture["mask_raw"]).bool()
+    # A power of two: distances keep their order to the last bit.
+    ours, ours_larger = (smooth_selection(scale * means, raw, QueryConfig()) for scale in (1, 64))
+    assert torch.equal(ours, ours_larger) and ours.any()
+    config = QueryConfig(
+        reference_quirks=True,
+        smooth_radius=float(fixture["smooth_radius"]),
+        smooth_votes=int(fixture["smooth_threshold"]),
+        smooth_min_votes=int(fixture["lower_count"]),
+    )
+    theirs, theirs_larger = (smooth_selection(scale * means, raw, config) for scale in (1, 64))
+    np.testing.assert_array_equal(theirs.numpy(), fixture["mask_smoothed"])
+    assert theirs_larger.sum() < theirs.sum()
 
 
 def test_neighbour_counts(parity_dir: Path) -> None:

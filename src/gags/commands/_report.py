@@ -51,6 +51,6 @@ def say_costs(folder: RunFolder) -> None:
 
 
 def slug(text: str) -> str:
-    """A phrase or name as a safe part of a file name; a long one is cut and told apart by a number."""
-    name = re.sub(r"[^\w]+", "-", text.strip().lower()).strip("-") or "phrase"
-    return name if len(name) <= 60 else f"{name[:50]}-{zlib.crc32(text.encode()):08x}"
+    """A phrase as a part of a file name: plain words with dashes; any other text is told apart by a number."""
+    name = re.sub(r"[^\w]+", "-", text.lower())[:60].strip("-")
+    return name if name.replace("-", " ") == text else f"{name}-{zlib.crc32(text.encode()):08x}".lstrip("-")

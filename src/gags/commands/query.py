@@ -19,6 +19,7 @@ from gags.pictures import write_hit_pictures
 from gags.query import Hit, QueryConfig, Selection, best_view, query, query_3d
 from gags.runs import FieldKind, Run, open_run
 from gags.scene import View
+from gags.settings import check_settings
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Arguments:
 
     run: tyro.conf.Positional[Path]
     """A run folder made by 'gags run'."""
-    phrases: tyro.conf.Positional[tuple[str, ...]]
+    phrases: Annotated[
+        tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PHRASE ...", help_behavior_hint="(at least one)")
+    ]
     """What to look for, one phrase an argument."""
     query: tyro.conf.OmitArgPrefixes[QueryConfig] = dataclasses.field(default_factory=QueryConfig)
     """How relevancy becomes points, masks and selections."""
@@ -48,11 +51,13 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """Parse the flags, answer every phrase, print the answers."""
     options = tyro.cli(Arguments, args=list(arguments), prog="gags query")
-    if not options.phrases or not all(phrase.strip() for phrase in options.phrases):
+    check_settings(options.query)
+    if options.select_3d and options.view:
         raise GagsError(
-            'query: expected phrases to look for, found an empty one; for example: gags query RUN "red mug"'
+            f"query --3d: expected no --view, since it searches the whole scene, found --view {options.view[0]}; leave one out"
         )
     run = open_run(options.run)
+    options = dataclasses.replace(options, query=run.query_config(options.query))
     field = run.field(options.field)
     out = options.out or options.run / "renders" / "query"
     if options.select_3d:

@@ -15,7 +15,8 @@ from gags.errors import GagsError
 from gags.images import write_image
 from gags.pictures import RenderMode, render_picture
 from gags.query import QueryConfig
-from gags.runs import FieldKind, open_run
+from gags.runs import FieldKind, file_name, open_run
+from gags.settings import Side, check_settings
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Arguments:
     """How relevancy is computed."""
     field: FieldKind | None = None
     """Which of the run's fields to show; without it, the one the run was made with."""
-    max_side_px: int | None = None
+    max_side_px: Side | None = None
     """Longer side of the picture; without it, the size of the photograph."""
     out: Path | None = None
     """Folder for the pictures (default: RUN/renders/MODE)."""
@@ -43,16 +44,20 @@ class Arguments:
 def main(arguments: Sequence[str]) -> None:
     """Parse the flags, render, print the paths."""
     options = tyro.cli(Arguments, args=list(arguments), prog="gags render")
+    check_settings(options)
+    check_settings(options.query)
     if options.mode == "relevancy" and not (options.phrase or "").strip():
         raise GagsError('render --mode relevancy: expected a phrase, found none; add --phrase "red mug"')
     run = open_run(options.run)
+    options = dataclasses.replace(options, query=run.query_config(options.query))
     scene = run.scene
     views = scene.views if "all" in options.view else [scene.view(name) for name in options.view] or scene.views[:1]
     out = options.out or options.run / "renders" / options.mode
     suffix = f"_{slug(options.phrase)}" if options.mode == "relevancy" and options.phrase else ""
+    suffix = f"_{options.mode}{suffix}.png"
     for view in views:
         camera = view.camera.limited(options.max_side_px)
         picture = render_picture(run, camera, options.mode, options.phrase, options.field, options.query)
-        path = out / f"{slug(Path(view.name).stem)}{suffix}.png"
+        path = out / file_name(view.name, suffix)
         write_image(path, picture)
         sys.stdout.write(f"{path}\n")

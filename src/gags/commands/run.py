@@ -12,8 +12,10 @@ from typing import Annotated
 import tyro
 
 from gags.commands._report import say, say_costs
+from gags.distill import Levels
 from gags.pipeline import RunConfig, run
 from gags.presets import PRESETS, PresetName
+from gags.segment import Prompts
 
 
 @dataclass(frozen=True)
@@ -31,21 +33,36 @@ class Arguments:
     """Every setting, starting from the preset."""
     preset: PresetName = "fast"
     """What the settings start from: fast (minutes on a laptop), balanced, paper (the publication's numbers)."""
+    levels: Levels | None = None
+    """Short for --distill.levels, and --lift.levels where it is one of them: which levels the field learns from."""
+    prompts: Prompts | None = None
+    """Short for --segment.prompts: depth (GaS) or uniform (a grid of as many points)."""
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse the flags, make the run, say what it cost."""
-    default = Arguments(source=Path(), out=Path(), config=PRESETS[_preset(arguments)])
+    default = Arguments(source=Path(), out=Path(), config=preset_config(arguments))
     required = dataclasses.replace(default, source=tyro.MISSING, out=tyro.MISSING)
     options = tyro.cli(Arguments, args=list(arguments), prog="gags run", default=required)
-    result = run(options.source, options.out, options.config)
+    result = run(options.source, options.out, _with_short_flags(options))
     say_costs(result.folder)
     say(f'\nNow ask it something:  gags query {options.out} "your words"')
 
 
-def _preset(arguments: Sequence[str]) -> PresetName:
-    """The preset on the command line: it must be known before the other flags can be parsed against it."""
+def _with_short_flags(options: Arguments) -> RunConfig:
+    config = options.config
+    if options.prompts is not None:
+        config = dataclasses.replace(config, segment=dataclasses.replace(config.segment, prompts=options.prompts))
+    if options.levels is not None:
+        config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, levels=options.levels))
+        if options.levels != "gad":
+            config = dataclasses.replace(config, lift=dataclasses.replace(config.lift, levels=options.levels))
+    return config
+
+
+def preset_config(arguments: Sequence[str]) -> RunConfig:
+    """The preset named on the command line: it must be known before the other flags can be parsed against it."""
     values = [argument.partition("=")[2] for argument in arguments if argument.startswith("--preset=")]
     values += [value for flag, value in itertools.pairwise(arguments) if flag == "--preset"]
     # the last one counts, as for every flag; what is no preset is for the parser to refuse
-    return next((name for name in PRESETS if values and name == values[-1]), "fast")
+    return PRESETS[next((name for name in PRESETS if values and name == values[-1]), "fast")]

@@ -31,6 +31,7 @@ class FeatureDecoder(nn.Module):
 
     def __init__(self, feature_width: int, embedding_width: int) -> None:
         super().__init__()
+        self.feature_width, self.embedding_width = feature_width, embedding_width
         widths = (feature_width, *[_HIDDEN_WIDTH] * (_FEATURE_LAYERS - 1), embedding_width)
         self.layers = _linear_layers(widths)
 
@@ -62,12 +63,17 @@ class FeatureDecoder(nn.Module):
         """A decoder from the reference implementation's checkpoint: ``decoder.N.weight`` [out, in, 1, 1] and so on."""
         return cls.from_layers(*_reference_layers(module_state_dict))
 
+    def to_reference(self) -> dict[str, Tensor]:
+        """The inverse of ``from_reference``."""
+        return _reference_entries(self.layers)
+
 
 class GranularityDecoder(nn.Module):
     """The 1x1 network d-64-128-64-32-16-3 with ReLU and softmax: how much subpart, part and whole are trusted."""
 
     def __init__(self, feature_width: int) -> None:
         super().__init__()
+        self.feature_width = feature_width
         self.layers = _linear_layers((feature_width, *_GRANULARITY_WIDTHS))
 
     def forward(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 3"]:
@@ -95,6 +101,10 @@ class GranularityDecoder(nn.Module):
     def from_reference(cls, module_state_dict: Mapping[str, Tensor]) -> GranularityDecoder:
         """A decoder from the reference implementation's checkpoint: ``decoder.N.weight`` [out, in, 1, 1] and so on."""
         return cls.from_layers(*_reference_layers(module_state_dict))
+
+    def to_reference(self) -> dict[str, Tensor]:
+        """The inverse of ``from_reference``."""
+        return _reference_entries(self.layers)
 
 
 class LinearDecoder(nn.Module):
@@ -132,6 +142,16 @@ def _copy_layers(name: str, layers: nn.ModuleList, weights: Sequence[Tensor], bi
                 )
             layer.weight.copy_(weight)
             layer.bias.copy_(bias)
+
+
+def _reference_entries(layers: nn.ModuleList) -> dict[str, Tensor]:
+    """Layers under the names of the reference's checkpoints, where an activation has every odd number."""
+    entries = {}
+    for number, layer in enumerate(layers):
+        assert isinstance(layer, nn.Linear)
+        entries[f"decoder.{2 * number}.weight"] = layer.weight.detach().cpu()[:, :, None, None].clone()
+        entries[f"decoder.{2 * number}.bias"] = layer.bias.detach().cpu().clone()
+    return entries
 
 
 def _reference_layers(entries: Mapping[str, Tensor]) -> tuple[list[Tensor], list[Tensor]]:

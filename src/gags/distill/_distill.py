@@ -46,6 +46,7 @@ from gags.progress import track
 from gags.rasterize import BlendWeights, blend_weights
 from gags.scene import Scene
 from gags.segment import LEVELS, GranularMasks
+from gags.settings import Count, Natural, Neutral, NonNegative, Positive, Seed, Share, check_settings
 
 logger = logging.getLogger(__name__)
 
@@ -59,27 +60,27 @@ _LOSSES = ("iteration", "total", "distill", "entropy", "region")
 class DistillConfig:
     """Settings of the distillation. The defaults are the paper's."""
 
-    iterations: int = 30_000
+    iterations: Count = 30_000
     """Optimiser steps; each draws one view (see ``views_per_iteration``)."""
-    downscale: int = 2
+    downscale: Count = 2
     """The label maps and the rendered features are this many times smaller than the segmented images."""
-    feature_width: int = 16
+    feature_width: Count = 16
     """d, numbers on a Gaussian."""
-    feature_lr: float = 1e-3
+    feature_lr: NonNegative = 1e-3
     """Adam's learning rate of the features. Schedules of a few thousand iterations need about 0.05."""
-    decoder_lr: float = 1e-4
+    decoder_lr: NonNegative = 1e-4
     """Adam's learning rate of both decoders. Schedules of a few thousand iterations need about 1e-3."""
-    adam_eps: float = 1e-15
+    adam_eps: Positive = 1e-15
     """Adam's epsilon for the features, whose gradients are tiny where few pixels see a Gaussian."""
-    entropy_weight: tuple[float, float] = (0.001, 0.002)
+    entropy_weight: tuple[NonNegative, NonNegative] = (0.001, 0.002)
     """Weight of the granularity entropy, before and after ``late_start``."""
-    region_weight: float = 0.1
+    region_weight: NonNegative = 0.1
     """Weight of the variance of the features inside a region, after ``late_start`` (0 before)."""
-    late_start: float = 0.5
+    late_start: Share = 0.5
     """Fraction of the iterations after which the late weights hold."""
-    pixels_per_iteration: int | None = None
+    pixels_per_iteration: Count | None = None
     """Pixels decoded per iteration, sampled evenly over the regions; None: all (the paper's schedule)."""
-    views_per_iteration: int = 1
+    views_per_iteration: Count = 1
     """Views whose losses are averaged in a step; they share ``pixels_per_iteration``."""
     levels: Levels = "gad"
     """gad learns what level to trust where; mean, s, m and l are the paper's ablations."""
@@ -87,16 +88,22 @@ class DistillConfig:
     """How granularity weights mix the levels' embeddings: soft, hard or median. ``hard`` does not train the weights."""
     decoder_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Arithmetic of the decoders in training. bfloat16 halves their time on processors that have it."""
-    min_blend_weight: float = 1e-3
+    min_blend_weight: Share = 1e-3
     """Blend weights (alpha x transmittance) below this are left out of the feature maps; saves memory and time."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the decoders' initial parameters, the order of the views and the sampled pixels."""
-    log_every: int = 50
+    log_every: Count = 50
     """Iterations that a row of the loss history averages."""
-    checkpoint_every: int = 1000
+    checkpoint_every: Neutral[Natural] = 1000
     """Iterations between two calls of ``on_checkpoint``. 0: none."""
     reference_quirks: bool = False
-    """Stop where the reference implementation stops: a view with no labelled pixel, or none beside another of its region."""
+    """Stop where the reference implementation stops: a view with no labelled pixel, or none beside another of its region.
+    With the target ``hard``, regions whose embedding starts with 0 teach nothing."""
+
+    def loss_weights(self, iteration: int) -> tuple[float, float]:
+        """Weights of the granularity entropy and of the region variance in an iteration, counted from 0."""
+        late = iteration >= self.late_start * self.iterations
+        return self.entropy_weight[late], self.region_weight * late
 
 
 @dataclass(frozen=True)
@@ -154,8 +161,10 @@ def distill(
         encoder_name: is noted in the field.
 
     Raises:
-        GagsError: no training view, a view without masks or embeddings, no labelled pixel, a state of another scene.
+        GagsError: a setting out of range, no training view, a view without masks or embeddings, no labelled pixel, a
+            state of another scene.
     """
+    check_settings(config, "distill.")
     views = _training_views(scene, gaussians, masks, embeddings, config)
     training = _Training(len(gaussians), views[0].labels.embeddings.shape[1], config, gaussians.means.device)
     first = 0
@@ -189,7 +198,12 @@ def view_losses(
     mixing = mixing_weights(granularity, labels.label_maps, mode)
     rows = balanced_rows(regions, reference_quirks) if sample is None else sampled_rows(regions, *sample)
     # A pixel without a target has residual 0 and still counts in its region's mean (fixture 08): no need to decode it.
-    rows = rows.where(valid_pixels(labels.label_maps, mixing, mode).flatten())
+    valid = valid_pixels(labels.label_maps, mixing, mode)
+    if mode == "hard" and reference_quirks:
+        # The reference takes a target whose first channel is exactly 0 for no target (fixture 07).
+        winner = (labels.label_maps * mixing.movedim(-1, 0)).sum(dim=0).long()
+        valid &= labels.embeddings[winner.clamp(min=0), 0] != 0
+    rows = rows.where(valid.flatten())
     target = mixed_embeddings(
         labels.label_maps.flatten(1)[:, rows.pixel_ids].T, labels.embeddings, mixing.flatten(0, 1)[rows.pixel_ids]
     )
@@ -230,8 +244,7 @@ class _Training:
     def step(self, views: list[_TrainingView], iteration: int) -> None:
         """One optimiser step."""
         config = self.config
-        late = iteration >= config.late_start * config.iterations
-        entropy_weight, region_weight = config.entropy_weight[late], config.region_weight * late
+        entropy_weight, region_weight = config.loss_weights(iteration)
         self.optimizer.zero_grad(set_to_none=True)
         for draw, view in enumerate(_drawn_views(views, iteration, config)):
             losses = self._losses(view, np.random.default_rng((config.seed, 1, iteration, draw)), region_weight > 0)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gags.distill._decoders import FeatureDecoder, GranularityDecoder, LinearDecoder
 from gags.errors import GagsError
@@ -24,8 +25,8 @@ _DECODE_ROWS = 16384
 class FieldMeta:
     """Where a field comes from. Everything here is JSON."""
 
-    kind: Literal["gad", "lift"]
-    """Learned (granularity-aware distillation) or lifted in closed form."""
+    kind: Literal["gad", "lift", "galift"]
+    """Learned (granularity-aware distillation), or lifted in closed form from all levels alike or from the trusted one."""
     feature_width: int
     """d, numbers on a Gaussian."""
     embedding_width: int
@@ -47,6 +48,8 @@ class LanguageField:
     granularity_decoder: GranularityDecoder | None
     """Maps features [..., d] to weights of subpart, part, whole; None where none was learned."""
     meta: FieldMeta
+    level_weights: Float[Tensor, "gaussian 3"] | None = None
+    """How much each Gaussian trusts subpart, part and whole: adds to 1, or 0 where unseen; None where not known."""
 
     def render(self, camera: Camera) -> Float[Tensor, "height width d"]:
         """The feature map seen by a camera: alpha-blended features over a background of 0."""
@@ -59,13 +62,20 @@ class LanguageField:
         decoded = torch.cat([self.feature_decoder(chunk) for chunk in rows.split(_DECODE_ROWS)])
         return decoded.reshape(*features.shape[:-1], self.meta.embedding_width)
 
-    def decode_gaussians(self) -> Float[Tensor, "gaussian embedding"]:
-        """The unit vector of every Gaussian's own feature."""
-        return self.decode(self.features)
+    @property
+    def knows_granularity(self) -> bool:
+        """Whether ``granularity`` has an answer."""
+        return self.level_weights is not None or self.granularity_decoder is not None
 
     @torch.inference_mode()
     def granularity(self, camera: Camera) -> Float[Tensor, "height width 3"] | None:
-        """How much subpart, part and whole are trusted at each pixel; None where the field learned no such weights."""
+        """How much subpart, part and whole are trusted at each pixel; None where the field knows no such weights.
+
+        The weights add to 1, but to 0 where no Gaussian that has any is seen.
+        """
+        if self.level_weights is not None:
+            blended = render(self.gaussians, camera, colors=self.level_weights).colors
+            return functional.normalize(blended, p=1.0, dim=-1)
         if self.granularity_decoder is None:
             return None
         return self.granularity_decoder(self.render(camera))
@@ -73,6 +83,8 @@ class LanguageField:
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Named tensors and a JSON value from which ``from_state`` makes the field again, given the Gaussians."""
         tensors = {"features": self.features}
+        if self.level_weights is not None:
+            tensors["level_weights"] = self.level_weights
         for name, decoder in (
             ("feature_decoder", self.feature_decoder),
             ("granularity_decoder", self.granularity_decoder),
@@ -97,8 +109,9 @@ class LanguageField:
                 f"language field: expected a feature for each of {len(gaussians)} Gaussians, found {len(features)}: "
                 "it belongs to another scene, make it again"
             )
-        if meta.kind == "lift":
-            return cls(gaussians, features, LinearDecoder(tensors["feature_decoder.basis"]), None, meta)
+        if meta.kind in ("lift", "galift"):
+            decoder = LinearDecoder(tensors["feature_decoder.basis"])
+            return cls(gaussians, features, decoder, None, meta, tensors.get("level_weights"))
         feature_decoder = FeatureDecoder(meta.feature_width, meta.embedding_width)
         feature_decoder.load_state_dict(_entries(tensors, "feature_decoder."))
         granularity_decoder = None

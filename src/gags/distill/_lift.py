@@ -27,6 +27,7 @@ from gags.progress import track
 from gags.rasterize import blend_weights
 from gags.scene import Scene, View
 from gags.segment import GranularMasks
+from gags.settings import Count, Share, check_settings
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +36,13 @@ logger = logging.getLogger(__name__)
 class LiftConfig:
     """Settings of the lift."""
 
-    feature_width: int = 64
+    feature_width: Count = 64
     """d, dimension of the subspace of the encoder's space that the field lives in."""
     levels: Literal["mean", "s", "m", "l"] = "mean"
     """What a pixel gives to the Gaussians it sees: the mean of its labelled levels, or one level alone."""
-    downscale: int = 2
+    downscale: Count = 2
     """The label maps and the blend weights are this many times smaller than the segmented images."""
-    min_blend_weight: float = 1e-3
+    min_blend_weight: Share = 1e-3
     """Blend weights (alpha x transmittance) below this are left out; saves memory and time."""
 
 
@@ -66,12 +67,13 @@ def lift(
         encoder_name: is noted in the field.
 
     Raises:
-        GagsError: no training view, a view without masks or embeddings, no labelled pixel anywhere.
+        GagsError: a setting out of range, no training view, a view without masks or embeddings, no labelled pixel anywhere.
     """
+    check_settings(config, "lift.")
     views = scene.training_views
     if not views:
         raise GagsError("lift: expected training views, found none; hold fewer views out")
-    basis, statistics = _subspace(views, embeddings, config.feature_width)
+    basis, statistics = embedding_subspace(views, embeddings, config.feature_width)
     basis = basis.to(gaussians.means.device)
     sums = torch.zeros(len(gaussians), len(basis), device=basis.device)
     weights = torch.zeros(len(gaussians), device=basis.device)
@@ -98,7 +100,7 @@ def lift(
     return LanguageField(gaussians, functional.normalize(sums, dim=1), LinearDecoder(basis), None, meta)
 
 
-def _subspace(
+def embedding_subspace(
     views: tuple[View, ...], embeddings: Mapping[str, Float[Tensor, "mask embedding"]], width: int
 ) -> tuple[Float[Tensor, "d embedding"], dict[str, float]]:
     """The subspace that keeps most of the masks' embeddings (uncentred PCA), and how much it keeps.

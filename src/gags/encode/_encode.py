@@ -14,40 +14,50 @@ from torch import Tensor
 
 from gags.encode._tiles import Outside, make_tiles
 from gags.encode._types import ImageTextEncoder
+from gags.encode.clip import ClipEncoder
+from gags.encode.conse import ConseEncoder
 from gags.errors import GagsError
 from gags.images import read_image, resize_image
 from gags.scene import Scene
 from gags.segment import GranularMasks
+from gags.settings import Count, check_settings
+
+EncoderName = Literal["conse", "clip", "siglip"]
 
 
 @dataclass(frozen=True)
 class EncodeConfig:
     """Settings of the encode stage."""
 
-    batch_size: int = 16
+    batch_size: Count = 16
     """Tiles that go through the encoder at once."""
     outside: Outside = "black"
     """What a tile shows outside its mask: "black" (the paper), "gray", or the surrounding "image"."""
     reference_quirks: bool = False
-    """Masks one pixel wide or high give a black tile, as in the reference implementation."""
+    """Masks one pixel wide or high give a black tile, and smaller ones an error, as in the reference implementation."""
 
 
-def make_encoder(name: Literal["conse"] = "conse", weights: Path | None = None) -> ImageTextEncoder:
+def make_encoder(name: EncoderName = "conse", weights: str | Path | None = None) -> ImageTextEncoder:
     """The image-text encoder called ``name``.
 
     Args:
-        name: "conse": the built-in encoder, whose weights come with gags's dependencies.
-        weights: a folder or file with the encoder's weights; "conse" takes none.
+        name: "conse": the built-in encoder, whose weights come with gags's dependencies; "clip" and "siglip" have weights.
+        weights: a folder in transformers form or a hub name; None: the paper's CLIP, or SigLIP 2. "conse" takes none.
 
     Raises:
-        GagsError: an unknown name, or weights given to an encoder that brings its own.
+        GagsError: an unknown name, weights that are not to be had, or weights given to an encoder that brings its own.
     """
+    if name in ("clip", "siglip"):
+        return ClipEncoder(weights, name)
     if name != "conse":
-        raise GagsError(f"encoder {name!r}: expected 'conse'; choose the built-in encoder with --encoder conse")
+        raise GagsError(
+            f"encoder {name!r}: expected 'conse', 'clip' or 'siglip'; choose the built-in encoder with --encoder conse"
+        )
     if weights is not None:
-        raise GagsError(f"encoder 'conse': expected no weights, found {weights}; it brings its own, leave the flag out")
-    from gags.encode.conse import ConseEncoder  # its module is only read where the built-in encoder is wanted
-
+        raise GagsError(
+            f"encoder 'conse': expected no weights, found {weights}; it brings its own: leave the flag out, "
+            "or add --encoder clip or siglip"
+        )
     return ConseEncoder()
 
 
@@ -83,8 +93,9 @@ def encode(
         Float32 vectors of length 1, row i for label i of ``masks[name]``.
 
     Raises:
-        GagsError: a training view without masks.
+        GagsError: a setting out of range, a training view without masks.
     """
+    check_settings(config, "encode.")
     for view in scene.training_views:
         if view.name in skip:
             continue

@@ -5,26 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
+
+from gags.errors import GagsError
+from gags.segment import mask_boxes
 
 Outside = Literal["black", "gray", "image"]
 """What a tile shows where the mask is not: nothing (the paper), mid-grey, or the photograph itself."""
 
 _FILL: dict[str, int] = {"black": 0, "gray": 128, "image": 0}
-
-
-def mask_boxes(masks: Bool[Tensor, "mask height width"]) -> Int[Tensor, "mask 4"]:
-    """First and last column and row of each mask: x first, y first, x last, y last, int64; zeros for an empty mask."""
-    boxes = []
-    for axis in (1, 2):
-        side = torch.from_numpy(masks.numpy().any(axis=axis))  # NumPy's is 10 times faster here
-        on = side.to(torch.uint8)
-        first = on.argmax(dim=1)
-        last = on.shape[1] - 1 - on.flip(1).argmax(dim=1)
-        boxes.append(torch.stack([first, last], dim=1) * side.any(dim=1, keepdim=True))
-    columns, rows = boxes
-    return torch.stack([columns[:, 0], rows[:, 0], columns[:, 1], rows[:, 1]], dim=1)
 
 
 def square_crop(
@@ -38,17 +28,26 @@ def square_crop(
 
     The box is SAM's (x, y, x last - x first, y last - y first): the crop loses the mask's last row and column, as in
     the reference, on whose tiles published features are made. A mask one pixel wide or high would so become nothing
-    (the reference yields a black tile, and fails at a single pixel): here the crop is at least one pixel each way.
+    (the reference yields a black tile, and fails at a single pixel): here the crop is at least one pixel each way, and
+    an empty mask gives one black pixel.
 
     Args:
         box: first and last column and row, as ``mask_boxes`` gives them.
         outside: what to show outside the mask.
         reference_quirks: a mask one pixel wide or high gives a black crop.
+
+    Raises:
+        GagsError: with ``reference_quirks``, for a mask of one pixel or none.
     """
     x, y, x_last, y_last = box
     width, height = x_last - x, y_last - y
     if reference_quirks and min(width, height) == 0:
-        side = max(width, height, 1)
+        side = max(width, height)
+        if side == 0:
+            raise GagsError(
+                "mask tile: expected masks of at least two pixels, found one of a single pixel or none (as the reference, "
+                "this stops); leave --reference-quirks out, or segment with a larger min_region_px"
+            )
         return image.new_zeros(side, side, 3)
     width, height = max(width, 1), max(height, 1)
     crop = image[y : y + height, x : x + width]

@@ -1,13 +1,30 @@
-"""Labels, metrics and tables of the LERF-OVS benchmark."""
+"""How good is it? Labels, metrics and tables of the LERF-OVS benchmark, published figures, multiview consistency."""
 
+from gags.evaluate._consistency import Consistency as Consistency
+from gags.evaluate._consistency import ConsistencyConfig as ConsistencyConfig
+from gags.evaluate._consistency import consistency as consistency
 from gags.evaluate._evaluate import Evaluation as Evaluation
+from gags.evaluate._evaluate import HitsOf as HitsOf
 from gags.evaluate._evaluate import PairScore as PairScore
+from gags.evaluate._evaluate import Protocol as Protocol
 from gags.evaluate._evaluate import RelevancyOf as RelevancyOf
+from gags.evaluate._evaluate import bootstrap as bootstrap
 from gags.evaluate._evaluate import evaluate as evaluate
+from gags.evaluate._evaluate import evaluate_hits as evaluate_hits
 from gags.evaluate._labels import FrameLabels as FrameLabels
 from gags.evaluate._labels import Label as Label
 from gags.evaluate._labels import Labels as Labels
 from gags.evaluate._labels import load_labels as load_labels
+from gags.evaluate._labels import moved_frame as moved_frame
+from gags.evaluate._labels import reference_labels as reference_labels
 from gags.evaluate._metrics import iou as iou
 from gags.evaluate._metrics import localised as localised
+from gags.evaluate._published import BENCHMARKS as BENCHMARKS
+from gags.evaluate._published import BenchmarkName as BenchmarkName
+from gags.evaluate._published import PublicBenchmark as PublicBenchmark
+from gags.evaluate._published import PublishedFigure as PublishedFigure
+from gags.evaluate._tables import benchmark_table as benchmark_table
+from gags.evaluate._tables import conditions as conditions
+from gags.evaluate._tables import consistency_table as consistency_table
 from gags.evaluate._tables import evaluation_table as evaluation_table
+from gags.evaluate._tables import scene_means as scene_means

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -14,10 +14,17 @@ from gags.errors import GagsError
 from gags.evaluate._labels import FrameLabels, Labels
 from gags.evaluate._metrics import iou, localised
 from gags.progress import track
-from gags.query import QueryConfig, find, mean_filter, peak
+from gags.query import Hit, QueryConfig, find, mean_filter, peak
+
+Protocol = Literal["rendered", "selected"]
+"""How a field answers: features rendered, then scored (LangSplat, GAGS); or Gaussians selected in 3D, then rendered alone
+(OpenGaussian). Numbers of the two must never be mixed."""
 
 RelevancyOf = Callable[[str, int, int, Sequence[str]], Float[Tensor, "phrase height width"]]
 """Image name, width, height, phrases -> relevancy maps of that view at that size."""
+
+HitsOf = Callable[[str, int, int, Sequence[str]], Sequence[Hit]]
+"""Image name, width, height, phrases -> a hit for each phrase in that view at that size."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +34,9 @@ class PairScore:
     image_name: str
     phrase: str
     iou: float
-    """Of the predicted mask and the label's; 1 when both are empty."""
+    """Of the predicted mask and the label's; 1 when both are empty (not-a-number with ``reference_quirks``)."""
     localised: bool
-    """The peak lies in one of the label's boxes."""
+    """The peak lies in one of the label's boxes; never where nothing was found (score 0)."""
     score: float
     """Mean-filtered relevancy at the peak."""
 
@@ -41,8 +48,7 @@ class Evaluation:
     pairs: tuple[PairScore, ...]
     """In the labels' order."""
     protocol: str
-    """What made the maps: "rendered" (features rendered, then scored: LangSplat, GAGS) or "selected" (Gaussians
-    selected in 3D, then rendered: OpenGaussian). Numbers of the two must never be mixed."""
+    """A ``Protocol``, or "teacher": each view's own masks and features, no 3D."""
     split: str
     """Whether the labelled views were trained on: "published" (all, as published numbers are made), "strict" (none) or
     "mixed" (some)."""
@@ -52,12 +58,17 @@ class Evaluation:
     @property
     def miou(self) -> float:
         """Mean IoU."""
-        return _mean([pair.iou for pair in self.pairs])
+        return mean([pair.iou for pair in self.pairs])
 
     @property
     def localisation_accuracy(self) -> float:
         """Share of pairs whose peak is in a box."""
-        return _mean([pair.localised for pair in self.pairs])
+        return mean([pair.localised for pair in self.pairs])
+
+    @property
+    def accuracy_at_25(self) -> float:
+        """Share of pairs with an IoU above 0.25: OpenGaussian's mAcc@0.25."""
+        return mean([pair.iou > 0.25 for pair in self.pairs])
 
     @property
     def by_phrase(self) -> dict[str, list[PairScore]]:
@@ -75,21 +86,33 @@ class Evaluation:
             for name in dict.fromkeys(pair.image_name for pair in self.pairs)
         }
 
+    @classmethod
+    def from_json(cls, report: Mapping[str, Any]) -> Evaluation:
+        """The evaluation that ``to_json`` described."""
+        pairs = tuple(
+            PairScore(name, phrase, **scores)
+            for name, frame in report["per_frame"].items()
+            for phrase, scores in frame["phrases"].items()
+        )
+        low, high = report["miou_interval_95"]
+        return cls(pairs, report["protocol"], report["split"], (low, high))
+
     def to_json(self) -> dict[str, Any]:
         """What ``metrics/evaluation.json`` holds."""
         return {
             "miou": self.miou,
             "miou_interval_95": list(self.miou_interval),
             "localisation_accuracy": self.localisation_accuracy,
+            "accuracy_at_iou_25": self.accuracy_at_25,
             "protocol": self.protocol,
             "split": self.split,
             "n_frames": len(self.by_frame),
             "n_phrases": len(self.by_phrase),
             "n_pairs": len(self.pairs),
-            "per_phrase": {phrase: _summary(pairs) for phrase, pairs in self.by_phrase.items()},
+            "per_phrase": {phrase: summary(pairs) for phrase, pairs in self.by_phrase.items()},
             "per_frame": {
                 name: {
-                    **_summary(pairs),
+                    **summary(pairs),
                     "phrases": {
                         pair.phrase: {"iou": pair.iou, "localised": pair.localised, "score": pair.score}
                         for pair in pairs
@@ -112,14 +135,41 @@ def evaluate(
 ) -> Evaluation:
     """Score relevancy maps on labels (docs/method.md, Evaluation; fixtures 02 and 03).
 
+    Args:
+        relevancy_of: makes the maps of a frame's phrases.
+
+    The rest is as in ``evaluate_hits``.
+    """
+
+    def hits_of(name: str, width: int, height: int, phrases: Sequence[str]) -> list[Hit]:
+        maps = relevancy_of(name, width, height, phrases)
+        return [find(phrase, found.cpu(), config) for phrase, found in zip(phrases, maps, strict=True)]
+
+    return evaluate_hits(
+        hits_of, labels, protocol=protocol, split=split, config=config, image_names=image_names, seed=seed
+    )
+
+
+def evaluate_hits(
+    hits_of: HitsOf,
+    labels: Labels,
+    *,
+    protocol: str,
+    split: str,
+    config: QueryConfig,
+    image_names: Collection[str] | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Score answers on labels, whatever made them.
+
     Frames meet images by exact file name, never by number or position, and each is scored at its own size.
 
     Args:
-        relevancy_of: makes the maps of a frame's phrases.
+        hits_of: answers a frame's phrases.
         labels: the ground truth; every category of a frame is queried in it.
-        protocol: what ``relevancy_of`` does (``Evaluation.protocol``).
+        protocol: what ``hits_of`` does (``Evaluation.protocol``).
         split: what it was trained on (``Evaluation.split``).
-        config: post-processing of the maps.
+        config: of the localisation; what the hits were made with.
         image_names: the images that exist, to check the labels against before any work is done.
         seed: of the bootstrap interval.
 
@@ -128,36 +178,33 @@ def evaluate(
     """
     if image_names is not None:
         _check_names(labels, image_names)
-    pairs = [pair for frame in track(labels.frames, "evaluate") for pair in _score_frame(relevancy_of, frame, config)]
+    pairs = [pair for frame in track(labels.frames, "evaluate") for pair in _score_frame(hits_of, frame, config)]
     if not pairs:
         raise GagsError(
             f"labels: expected at least one labelled object, found none in {len(labels.frames)} files; check --labels"
         )
-    return Evaluation(tuple(pairs), protocol, split, _bootstrap([pair.iou for pair in pairs], seed))
+    return Evaluation(tuple(pairs), protocol, split, bootstrap([[pair.iou for pair in pairs]], seed))
 
 
-def _score_frame(relevancy_of: RelevancyOf, frame: FrameLabels, config: QueryConfig) -> list[PairScore]:
+def _score_frame(hits_of: HitsOf, frame: FrameLabels, config: QueryConfig) -> list[PairScore]:
     """The scores of a frame's categories."""
     phrases = [label.category for label in frame.labels]
-    if not phrases:
-        return []
-    maps = relevancy_of(frame.image_name, frame.width, frame.height, phrases)
-    if tuple(maps.shape) != (len(phrases), frame.height, frame.width):
-        raise ValueError(
-            f"{frame.image_name}: expected maps of shape {(len(phrases), frame.height, frame.width)}, "
-            f"found {tuple(maps.shape)}"
-        )
+    hits = hits_of(frame.image_name, frame.width, frame.height, phrases) if phrases else []
     scores = []
-    for label, relevancy_map in zip(frame.labels, maps.cpu(), strict=True):
-        hit = find(label.category, relevancy_map, config)
+    for label, hit in zip(frame.labels, hits, strict=True):
+        if hit.mask.shape != label.mask.shape:
+            raise ValueError(
+                f"{frame.image_name}: expected answers of shape {tuple(label.mask.shape)}, found {tuple(hit.mask.shape)}"
+            )
         # All tied peaks count, where a hit names one: at the left and top border ties are the rule.
-        candidates = peak(mean_filter(relevancy_map, config.kernel_px))
+        candidates = peak(mean_filter(hit.relevancy, config.kernel_px))
         scores.append(
             PairScore(
                 image_name=frame.image_name,
                 phrase=label.category,
-                iou=iou(hit.mask, label.mask),
-                localised=localised(candidates, label.boxes_xyxy_px),
+                iou=iou(hit.mask, label.mask, config.reference_quirks),
+                # a map of zeros peaks everywhere
+                localised=hit.score > 0 and localised(candidates, label.boxes_xyxy_px),
                 score=hit.score,
             )
         )
@@ -176,21 +223,29 @@ def _check_names(labels: Labels, image_names: Collection[str]) -> None:
             )
 
 
-def _summary(pairs: Sequence[PairScore]) -> dict[str, float]:
+def summary(pairs: Sequence[PairScore]) -> dict[str, float]:
+    """The two numbers of the benchmark over some pairs, and how many pairs these are."""
     return {
-        "miou": _mean([pair.iou for pair in pairs]),
-        "localisation_accuracy": _mean([pair.localised for pair in pairs]),
+        "miou": mean([pair.iou for pair in pairs]),
+        "localisation_accuracy": mean([pair.localised for pair in pairs]),
         "n_pairs": len(pairs),
     }
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
+    """The plain mean."""
     return float(np.mean(values))
 
 
-def _bootstrap(values: Sequence[float], seed: int, draws: int = 2000) -> tuple[float, float]:
-    """Percentile bootstrap of the mean (Efron 1979): its 2.5 % and 97.5 % points over resamples of the pairs."""
+def bootstrap(groups: Sequence[Sequence[float]], seed: int, draws: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap (Efron 1979) of the mean of the groups' means: its 2.5 % and 97.5 % points.
+
+    Values are drawn anew inside each group: a group is a scene, its values are its pairs.
+    """
     generator = np.random.default_rng(seed)
-    rows = generator.integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(np.asarray(values)[rows].mean(axis=1), [0.025, 0.975])
+    means = []
+    for values in groups:
+        rows = generator.integers(len(values), size=(draws, len(values)))
+        means.append(np.asarray(values)[rows].mean(axis=1))
+    low, high = np.quantile(np.mean(means, axis=0), [0.025, 0.975])
     return float(low), float(high)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,15 +90,48 @@ def load_labels(folder: Path) -> Labels:
     return Labels(frames)
 
 
-def read_frame(path: Path) -> FrameLabels:
-    """Read one label file. Raises GagsError when it is not of the form."""
+def reference_labels(labels: Labels, training_names: Sequence[str]) -> Labels:
+    """The labels as the reference implementation reads them: which image, and at which size (fixture 03).
+
+    A frame's image is the one at position (number at the end of the image name) - 1 of the sorted training images,
+    which is the right one only where those are numbered 1, 2, 3 and so on; every frame has the size of the last file.
+
+    Raises:
+        GagsError: an image name without a number, or with one that no training image has.
+    """
+    last, ordered = labels.frames[-1], sorted(training_names)
+    frames = []
+    for frame in labels.frames:
+        key = reference_key(frame)
+        if not 0 <= key < len(ordered):
+            raise GagsError(
+                f"{frame.path}: expected a number of 1 to {len(ordered)} at the end of the image name, found "
+                f"{frame.image_name!r} (the reference finds images by number); leave --reference-quirks out"
+            )
+        redrawn = read_frame(frame.path, (last.width, last.height))
+        frames.append(dataclasses.replace(redrawn, image_name=ordered[key]))
+    return Labels(tuple(frames))
+
+
+def reference_key(frame: FrameLabels) -> int:
+    """The reference's position of a frame's image: the number at the end of its name, minus one; -1 without a number."""
+    number = re.search(r"(\d+)$", Path(frame.image_name).stem)
+    return int(number[1]) - 1 if number else -1
+
+
+def read_frame(path: Path, size: tuple[int, int] | None = None) -> FrameLabels:
+    """Read one label file, its masks at ``size`` (width, height) or at that of the file.
+
+    Raises:
+        GagsError: the file is not of the form.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise GagsError(f"{path}: expected a LERF-OVS label file, found no readable JSON ({error})") from error
     try:
         info = content["info"]
-        name, width, height = str(info["name"]), int(info["width"]), int(info["height"])
+        name, (width, height) = str(info["name"]), size or (int(info["width"]), int(info["height"]))
         if min(width, height) < 1:
             raise ValueError(f"a size of {width} x {height}")
         masks: dict[str, np.ndarray] = {}
@@ -117,6 +153,29 @@ def read_frame(path: Path) -> FrameLabels:
         for category, mask in masks.items()
     )
     return FrameLabels(path, name, width, height, labels)
+
+
+def moved_frame(frame: FrameLabels, xy_px: Float[Tensor, "height width 2"]) -> FrameLabels:
+    """The labels in another picture of the same place, whose pixels lie at ``xy_px`` (centres at +0.5) in the labelled one.
+
+    Masks move pixel by pixel; a box becomes that of its pixels. Labels that no pixel shows are left out.
+    """
+    index_xy = xy_px.floor().long()
+    size = torch.tensor([frame.width, frame.height])
+    inside = ((index_xy >= 0) & (index_xy < size)).all(dim=-1)
+    columns, rows = torch.where(inside[..., None], index_xy, 0).unbind(dim=-1)
+    labels = []
+    for label in frame.labels:
+        mask = label.mask[rows, columns] & inside
+        corners = label.boxes_xyxy_px.unflatten(1, (2, 2))
+        low, high = corners.amin(dim=1), corners.amax(dim=1)
+        boxed = ((index_xy >= low[:, None, None]) & (index_xy <= high[:, None, None])).all(dim=-1)
+        pixels = [box.nonzero().flip(1) for box in boxed if box.any()]
+        boxes = [torch.cat([xy.amin(dim=0), xy.amax(dim=0)]).double() for xy in pixels]
+        if mask.any():
+            labels.append(Label(label.category, mask, torch.stack(boxes) if boxes else torch.zeros(0, 4).double()))
+    height, width = inside.shape
+    return dataclasses.replace(frame, width=width, height=height, labels=tuple(labels))
 
 
 def _polygons(segmentation: Any) -> list[np.ndarray]:

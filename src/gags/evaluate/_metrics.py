@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
-def iou(predicted: Bool[Tensor, "height width"], truth: Bool[Tensor, "height width"]) -> float:
-    """Intersection over union. Two empty masks agree: 1, where the reference implementation has not-a-number."""
+def iou(
+    predicted: Bool[Tensor, "height width"], truth: Bool[Tensor, "height width"], reference_quirks: bool = False
+) -> float:
+    """Intersection over union. Two empty masks agree: 1; with ``reference_quirks`` not-a-number, as in the reference."""
     union = int((predicted | truth).sum())
-    return int((predicted & truth).sum()) / union if union else 1.0
+    if union == 0:
+        return math.nan if reference_quirks else 1.0
+    return int((predicted & truth).sum()) / union
 
 
 def localised(candidates_xy: Int[Tensor, "candidate 2"], boxes_xyxy_px: Float[Tensor, "box 4"]) -> bool:

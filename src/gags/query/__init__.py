@@ -10,6 +10,7 @@ from gags.query._query import teacher_relevancy as teacher_relevancy
 from gags.query._query3d import Selection as Selection
 from gags.query._query3d import best_view as best_view
 from gags.query._query3d import query_3d as query_3d
+from gags.query._query3d import render_selection as render_selection
 from gags.query._relevancy import heat as heat
 from gags.query._relevancy import majority_filter as majority_filter
 from gags.query._relevancy import mean_filter as mean_filter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,34 +17,37 @@ from gags.gaussians import Gaussians
 from gags.geometry import Camera
 from gags.query._relevancy import heat, majority_filter, mean_filter, peak, relevancy
 from gags.segment import LEVELS, Granularity, ViewMasks
+from gags.settings import Count, Natural, NonNegative, Phrases, Positive, Share, check_settings
 
 
 @dataclass(frozen=True)
 class QueryConfig:
     """Settings of queries and of evaluation."""
 
-    negatives: tuple[str, ...] = ("object", "things", "stuff", "texture")
+    negatives: Annotated[tuple[str, ...], Phrases()] = ("object", "things", "stuff", "texture")
     """Canonical phrases that a relevant feature must resemble less than the query (LERF)."""
-    temperature: float = 10.0
+    temperature: Positive = 10.0
     """Sharpness of relevancy."""
-    threshold: float = 0.4
+    threshold: Share = 0.4
     """Heat above this is in the mask. The hottest pixel is 1, the middle of the range 0: 0.4 is 0.7 of the range."""
-    kernel_px: int = 30
+    kernel_px: Count = 30
     """Side of the mean filter before localisation and segmentation."""
-    majority_radius_px: int = 3
+    majority_radius_px: Natural = 3
     """Reach of the majority filter that cleans masks."""
-    smooth_votes: int = 20
+    min_alpha: Share = 0.5
+    """Of a selection of Gaussians rendered alone: pixels that it covers more than this are its mask."""
+    smooth_votes: Natural = 20
     """In 3D: a Gaussian is selected when more neighbours than this are."""
-    smooth_min_votes: int = 10
+    smooth_min_votes: Natural = 10
     """In 3D: a Gaussian with fewer selected neighbours than this is dropped."""
-    smooth_neighbours: int = 40
+    smooth_neighbours: Count = 40
     """In 3D: size of the neighbourhood that votes, the nearest Gaussians, itself included."""
-    smooth_radius: float = 0.05
+    smooth_radius: NonNegative = 0.05
     """With ``reference_quirks``: radius of the neighbourhood instead, in scene units."""
-    decode_rows: int = 65536
+    decode_rows: Count = 65536
     """Features decoded at once: bounds memory at 4 bytes x this x the encoder's width."""
     reference_quirks: bool = False
-    """3D neighbourhoods by absolute radius, as in the reference implementation."""
+    """3D neighbourhoods by absolute radius, labels matched to images by number, as in the reference implementation."""
 
 
 class QueryableField(Protocol):
@@ -112,7 +115,7 @@ def find(phrase: str, relevancy_map: Float[Tensor, "height width"], config: Quer
         heat=heat_map,
         mask=mask,
         point_xy_px=(x + 0.5, y + 0.5),
-        box_xyxy_px=_box_around(mask, x, y),
+        box_xyxy_px=box_around(mask, x, y),
         score=float(filtered[y, x]),
     )
 
@@ -153,8 +156,9 @@ def phrase_vectors(
     """Vectors of the phrases, as written, and of the negatives.
 
     Raises:
-        GagsError: no phrase at all, or an empty one.
+        GagsError: no phrase at all, an empty one, or a setting out of range.
     """
+    check_settings(config)
     if not phrases or any(not phrase.strip() for phrase in phrases):
         raise GagsError(
             f"query {list(phrases)!r}: expected phrases with at least one word each, found "
@@ -203,7 +207,7 @@ def _mean_feature(
     return torch.nn.functional.normalize(features.sum(dim=0), dim=1)
 
 
-def _box_around(mask: Bool[Tensor, "height width"], x: int, y: int) -> tuple[float, float, float, float] | None:
+def box_around(mask: Bool[Tensor, "height width"], x: int, y: int) -> tuple[float, float, float, float] | None:
     """Outer edges of the connected part of the mask at pixel (x, y), or of its largest part."""
     parts, count = ndimage.label(mask.cpu().numpy())
     if count == 0:

@@ -15,8 +15,8 @@ from gags.encode import ImageTextEncoder
 from gags.errors import GagsError
 from gags.gaussians import Gaussians
 from gags.geometry import Camera, project
-from gags.query._query import QueryableField, QueryConfig, decoded_relevancy, phrase_vectors
-from gags.query._relevancy import stretch
+from gags.query._query import Hit, QueryableField, QueryConfig, box_around, decoded_relevancy, phrase_vectors
+from gags.query._relevancy import mean_filter, peak, stretch
 from gags.rasterize import render
 from gags.scene import View
 
@@ -121,18 +121,51 @@ def _describe(
     return Selection(phrase, ids, scores, centers.mean(dim=0), box, float(scores[ids].mean()))
 
 
+def render_selection(gaussians: Gaussians, selection: Selection, camera: Camera, config: QueryConfig) -> Hit:
+    """What a selection looks like in a view: the answer of the protocol *selected* (OpenGaussian, Wu et al. 2024).
+
+    The selected Gaussians are rendered alone, so that nothing hides them. The mask is where their alpha is above
+    ``config.min_alpha``; the heat is their alpha; the relevancy is theirs, blended like a colour over 0.
+
+    Returns:
+        A ``Hit`` at the camera's size; its score is 0 where nothing of the selection is in the view.
+    """
+    ids = selection.gaussian_ids
+    relevancy_map = alpha = torch.zeros(camera.height, camera.width)
+    # an empty scene cannot be rendered
+    if len(ids) > 0:
+        alone = render(gaussians.subset(ids), camera, colors=selection.relevancy[ids, None])
+        relevancy_map, alpha = alone.colors[..., 0], alone.alpha
+    filtered = mean_filter(relevancy_map, config.kernel_px)
+    mask = alpha > config.min_alpha
+    x, y = peak(filtered)[0].tolist()
+    return Hit(
+        phrase=selection.phrase,
+        relevancy=relevancy_map,
+        heat=alpha,
+        mask=mask,
+        point_xy_px=(x + 0.5, y + 0.5),
+        box_xyxy_px=box_around(mask, x, y),
+        score=float(filtered[y, x]),
+    )
+
+
 def best_view(gaussians: Gaussians, selection: Selection, views: Sequence[View]) -> View:
     """The view that shows a selection best: most of it, and large.
 
     A view is worth the number of selected Gaussians that it sees, divided by their median depth. Views are ranked as if
     nothing was in the way; the best of those are then rendered small, and what their depth maps hide does not count.
+    For an empty selection the most relevant hundredth of the Gaussians stands in.
 
     Raises:
         GagsError: there are no views.
     """
     if not views:
         raise GagsError("best view: expected at least one view to choose from, found none")
-    means = gaussians.means[selection.gaussian_ids]
+    ids = selection.gaussian_ids
+    if len(ids) == 0:
+        ids = selection.relevancy.topk(max(1, len(selection.relevancy) // 100)).indices
+    means = gaussians.means[ids]
     ranked = sorted(views, key=lambda view: -_worth(view.camera, means, None))
     candidates = [(view, view.camera.limited(_OCCLUSION_SIDE_PX)) for view in ranked[:_OCCLUSION_CANDIDATES]]
     worth = [_worth(camera, means, render(gaussians, camera).depth) for _, camera in candidates]

@@ -93,45 +93,72 @@ def rasterization(
         raise GagsError(
             f"rasterization on CPU tensors: expected none of gsplat's CUDA options, found {named}; leave them out"
         )
-    antialiased = rasterize_mode == "antialiased"
+    limits = (near_plane, far_plane, eps2d, radius_clip, rasterize_mode == "antialiased")
+    info = _projected(means, quats, scales, opacities, viewmats, Ks, (width, height), limits, tile_size)
+    return *_blended(means, colors, viewmats, info, backgrounds, sh_degree, render_mode, absgrad), info
+
+
+def _projected(
+    means: Tensor,
+    quats: Tensor,
+    scales: Tensor,
+    opacities: Tensor,
+    viewmats: Tensor,
+    Ks: Tensor,
+    size: tuple[int, int],
+    limits: tuple[float, float, float, float, bool],
+    tile_size: int,
+) -> dict[str, Any]:
+    """The Gaussians as each camera sees them: the ``info`` of ``rasterization``.
+
+    ``limits`` are near plane, far plane, eps2d, radius clip, and whether opacities make up for eps2d.
+    """
     means2d, depths, conics, compensations, radii = _cpu.Project.apply(
-        means,
-        quats,
-        scales,
-        opacities,
-        viewmats,
-        Ks,
-        (width, height),
-        (near_plane, far_plane, eps2d, radius_clip, antialiased),
+        means, quats, scales, opacities, viewmats, Ks, size, limits
     )
-    n_cameras = viewmats.shape[0]
+    (width, height), n_cameras = size, viewmats.shape[0]
     visible_opacities = opacities.expand(n_cameras, -1)
-    if antialiased:
+    if limits[-1]:
         visible_opacities = visible_opacities * compensations
-    if absgrad:
-        means2d.absgrad = torch.zeros_like(means2d)
-    pictures, transmittances = [], []
-    for camera in range(n_cameras):
-        channels = _channels(
-            colors, means, viewmats[camera], radii[camera], depths[camera], camera, sh_degree, render_mode
-        )
-        picture, transmittance = _cpu.Blend.apply(
-            means2d[camera], conics[camera], channels, visible_opacities[camera], depths[camera].detach(),
-            radii[camera], (width, height), means2d.absgrad[camera] if absgrad else None,
-        )  # fmt: skip
-        pictures.append(picture)
-        transmittances.append(transmittance)
-    transmittance = torch.stack(transmittances)[..., None]
-    alphas = 1.0 - transmittance
-    picture = _finish(torch.stack(pictures), transmittance, alphas, backgrounds, render_mode)
-    info = {
+    return {
         "batch_ids": None, "camera_ids": None, "gaussian_ids": None,
         "means2d": means2d, "radii": radii, "depths": depths, "conics": conics, "opacities": visible_opacities,
         "width": width, "height": height, "tile_size": tile_size,
         "tile_width": math.ceil(width / tile_size), "tile_height": math.ceil(height / tile_size),
         "n_batches": 1, "n_cameras": n_cameras,
     }  # fmt: skip
-    return picture, alphas, info
+
+
+def _blended(
+    means: Tensor,
+    colors: Tensor,
+    viewmats: Tensor,
+    info: dict[str, Any],
+    backgrounds: Tensor | None,
+    sh_degree: int | None,
+    render_mode: str,
+    absgrad: bool,
+) -> tuple[Float[Tensor, "camera height width out"], Float[Tensor, "camera height width 1"]]:
+    """(pictures, alphas) of projected Gaussians, camera by camera."""
+    means2d, depths, conics, radii, opacities = (
+        info[name] for name in ("means2d", "depths", "conics", "radii", "opacities")
+    )
+    if absgrad:
+        means2d.absgrad = torch.zeros_like(means2d)
+    pictures, transmittances = [], []
+    for camera in range(viewmats.shape[0]):
+        channels = _channels(
+            colors, means, viewmats[camera], radii[camera], depths[camera], camera, sh_degree, render_mode
+        )
+        picture, transmittance = _cpu.Blend.apply(
+            means2d[camera], conics[camera], channels, opacities[camera], depths[camera].detach(),
+            radii[camera], (info["width"], info["height"]), means2d.absgrad[camera] if absgrad else None,
+        )  # fmt: skip
+        pictures.append(picture)
+        transmittances.append(transmittance)
+    transmittance = torch.stack(transmittances)[..., None]
+    alphas = 1.0 - transmittance
+    return _finish(torch.stack(pictures), transmittance, alphas, backgrounds, render_mode), alphas
 
 
 def _channels(

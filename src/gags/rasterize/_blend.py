@@ -76,12 +76,6 @@ class BlendWeights:
         sums = _sparse.row_sums(self.rows.starts.numpy(), self.rows.weights.numpy())
         return torch.from_numpy(sums).view(self.height, self.width)
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of the matrix, and of its transpose if that has been made."""
-        held = [self.rows] + ([self.columns] if "columns" in self.__dict__ else [])
-        return sum(t.element_size() * t.numel() for m in held for t in (m.starts, m.ids, m.weights))
-
     def render(self, values: Float[Tensor, "gaussian channel"]) -> Float[Tensor, "height width channel"]:
         """B values: the picture of the Gaussians' values on background 0. Differentiable with respect to ``values``."""
         self._check(values, self.n_gaussians, "values", "Gaussian")

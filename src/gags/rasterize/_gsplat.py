@@ -13,8 +13,7 @@ def rasterization(means: Tensor, *arguments: Any, **options: Any) -> tuple[Tenso
     """``gsplat.rasterization`` with the same arguments; call it with CUDA tensors only.
 
     On a machine without CUDA gsplat's import of its kernels fails and leaves a build folder behind, so nothing here is
-    tried first
-    and caught: the caller looks at the tensors' device.
+    tried first and caught: the caller looks at the tensors' device.
     """
     if not means.is_cuda:
         raise GagsError(

@@ -132,6 +132,16 @@ def _factor(
     return unit, inverse, R, V
 
 
+@kernel
+def _drawn_radii(opacity: float, A: float, C: float) -> tuple[float, float]:
+    """Half width and height (px) of a splat with variances A and C: to where its opacity falls to ALPHA_CUT.
+
+    Radl et al., StopThePop, 2024, appendix B.2.
+    """
+    extent = min(MAX_EXTENT, math.sqrt(2.0 * math.log(opacity / ALPHA_CUT)))
+    return math.ceil(extent * math.sqrt(A)), math.ceil(extent * math.sqrt(C))
+
+
 @parallel_kernel
 def project(
     means: Float32[np.ndarray, "gaussian 3"],
@@ -182,9 +192,7 @@ def project(
             opacity = opacities[i] * compensation
             if not (opacity >= ALPHA_CUT):
                 continue
-            # where this opacity falls to ALPHA_CUT (Radl et al., StopThePop, 2024, appendix B.2)
-            extent = min(MAX_EXTENT, math.sqrt(2.0 * math.log(opacity / ALPHA_CUT)))
-            radius_x, radius_y = math.ceil(extent * math.sqrt(A)), math.ceil(extent * math.sqrt(C))
+            radius_x, radius_y = _drawn_radii(opacity, A, C)
             if radius_x <= radius_clip and radius_y <= radius_clip:
                 continue
             mx, my = fx * x / z + cx, fy * y / z + cy

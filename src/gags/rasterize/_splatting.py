@@ -209,6 +209,34 @@ def _close_record(
 
 
 @kernel
+def _deepest_of_rows(state: Float32[np.ndarray, " plane_float"], row_last: Int64[np.ndarray, " row"]) -> int:
+    """Write the position of the last splat drawn on each row of a tile (-1: none); return the last of all."""
+    deepest = -1
+    for row in range(TILE_HEIGHT):
+        row_last[row] = np.int64(np.max(state[2 * PLANE + row * STRIDE : 2 * PLANE + (row + 1) * STRIDE]))
+        deepest = max(deepest, row_last[row])
+    return deepest
+
+
+@kernel
+def _color_backward(
+    state: Float32[np.ndarray, " plane_float"],
+    plane: int,
+    color: Float32[np.ndarray, " channel"],
+    weight: Lanes,
+    gradient: Float32[np.ndarray, " channel_lane"],
+) -> Lanes:
+    """<colour, v> at LANES pixels, v the planes from ``plane`` on; weight x v is added to the colour's ``gradient``."""
+    shade = splat(_ZERO)
+    for channel in range(color.shape[0]):
+        v = load(state, plane)
+        shade = shade + v * color[channel]
+        store(gradient, channel * LANES, load(gradient, channel * LANES) + weight * v)
+        plane += PLANE
+    return shade
+
+
+@kernel
 def _blend_tile_backward(
     state: Float32[np.ndarray, " plane_float"],
     splats: Float32[np.ndarray, "splat column"],
@@ -230,14 +258,10 @@ def _blend_tile_backward(
     n_channels = colors.shape[1]
     gradient = np.empty(n_channels * LANES, np.float32)
     row_last = np.empty(TILE_HEIGHT, np.int64)
-    deepest = -1
-    for row in range(TILE_HEIGHT):
-        row_last[row] = np.int64(np.max(state[2 * PLANE + row * STRIDE : 2 * PLANE + (row + 1) * STRIDE]))
-        deepest = max(deepest, row_last[row])
+    deepest = _deepest_of_rows(state, row_last)
     zero = splat(_ZERO)
     for k in range(deepest, -1, -1):
-        rank = ranks[k]
-        s = splats[rank]
+        s, color = splats[ranks[k]], colors[ranks[k]]
         first_row, stop_row = row_range(s, bottom)
         before_index = np.float32(k) - _HALF
         g0 = gx = gy = gxx = gxy = gyy = ax = ay = zero
@@ -257,19 +281,11 @@ def _blend_tile_backward(
                     inverse = splat(_ONE) / (splat(_ONE) - alpha)
                     transmittance, behind = load(state, at) * inverse, load(state, at + PLANE)
                     weight = alpha * transmittance
-                    shade = zero
-                    plane = at + 3 * PLANE
-                    for channel in range(n_channels):
-                        v = load(state, plane)
-                        shade = shade + v * colors[rank, channel]
-                        store(gradient, channel * LANES, load(gradient, channel * LANES) + weight * v)
-                        plane += PLANE
+                    shade = _color_backward(state, at + 3 * PLANE, color, weight, gradient)
                     store(state, at, transmittance)
                     store(state, at + PLANE, behind + weight * shade)
-                    # dL/dalpha = T shade - behind / (1 - alpha); dL/dsigma = -alpha dL/dalpha, none where alpha is
-                    # clamped
-                    g = alpha * (behind * inverse - transmittance * shade)
-                    g = select(unclamped > ALPHA_MAX, zero, g)
+                    # dL/dalpha = T shade - behind / (1 - alpha); dL/dsigma = -alpha dL/dalpha, none where clamped
+                    g = select(unclamped > ALPHA_MAX, zero, alpha * (behind * inverse - transmittance * shade))
                     gdx, gdy = g * dx, g * dy
                     g0, gx, gy = g0 + g, gx + gdx, gy + gdy
                     gxx, gxy, gyy = gxx + gdx * dx, gxy + gdx * dy, gyy + gdy * dy

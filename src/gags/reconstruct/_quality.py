@@ -9,7 +9,7 @@ import torch
 
 from gags.gaussians import Gaussians
 from gags.progress import track
-from gags.rasterize import rasterization
+from gags.rasterize import render
 from gags.reconstruct._ssim import psnr, ssim
 from gags.scene import View
 
@@ -34,20 +34,7 @@ def measure_views(gaussians: Gaussians, views: Sequence[View], max_side_px: int 
 
 def _measure_view(gaussians: Gaussians, view: View, max_side_px: int | None) -> ViewQuality:
     camera = view.camera.limited(max_side_px)
-    images, _, _ = rasterization(
-        gaussians.means,
-        gaussians.quats,
-        gaussians.scales,
-        gaussians.opacities,
-        gaussians.sh,
-        camera.T_camera_world[None],
-        camera.K[None],
-        camera.width,
-        camera.height,
-        sh_degree=gaussians.sh_degree,
-        packed=False,
-    )
     # What a screen can show, as every published figure has it.
-    image = images[0].clamp(0, 1)
+    image = render(gaussians, camera).colors.clamp(0, 1)
     photograph = view.image(max_side_px).float() / 255
     return ViewQuality(view.name, psnr(image, photograph), float(ssim(image, photograph)))

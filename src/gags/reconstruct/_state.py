@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from gags.errors import GagsError
 from gags.gaussians import Gaussians
 from gags.reconstruct._config import ReconstructConfig
+from gags.settings import decisive
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,8 @@ def start_training(gaussians: Gaussians, extent: float, config: ReconstructConfi
 
 def resume_training(state: ReconstructState, extent: float, config: ReconstructConfig) -> Training:
     """A training where a snapshot left it; GagsError if it was started with other numbers."""
-    if replace(state.config, checkpoint_every=config.checkpoint_every) != config:
-        was, now = asdict(state.config), asdict(config)
+    was, now = decisive(state.config), decisive(config)
+    if was != now:
         changed = ", ".join(f"{name} {was[name]} -> {now[name]}" for name in now if was[name] != now[name])
         raise GagsError(
             f"reconstruct: expected a checkpoint of the same configuration, found changes ({changed}); "

@@ -23,6 +23,7 @@ from gags.reconstruct._initial import initial_gaussians, scene_extent
 from gags.reconstruct._ssim import photometric_loss
 from gags.reconstruct._state import ReconstructState, Training, resume_training, start_training
 from gags.scene import Scene, View
+from gags.settings import check_settings
 
 if TYPE_CHECKING:
     from gags.reconstruct._strategy import LimitedStrategy
@@ -75,12 +76,12 @@ def reconstruct(
         The trained Gaussians, float32, on the CPU.
 
     Raises:
-        GagsError: there are no training views or no points; a number of the configuration cannot be meant; ``resume``
+        GagsError: there are no training views or no points; a setting out of range; ``resume``
             is of another configuration; no Gaussian is left, because the cameras do not see the points.
     """
     from gags.reconstruct._strategy import reset_opacities
 
-    config.check()
+    check_settings(config, "reconstruct.")
     photographs = _photographs(scene.training_views, config.max_side_px)
     extent = scene_extent(scene.training_views, scene.points)
     if resume is None:

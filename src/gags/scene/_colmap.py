@@ -8,6 +8,7 @@ images.bin holds every pose. Layout: https://colmap.github.io/format.html
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ PARTS = ("cameras", "images", "points3D")
 """The files of a model, without their suffix."""
 
 _FOLDERS = ("sparse/0", "sparse", "colmap/sparse/0")
+_N_RECORDS = re.compile(r"# Number of (?:cameras|images|points): (\d+)")
+"""What COLMAP writes at the top of a text file."""
 _POINT = struct.Struct("<Q3d3BdQ")
 _AGAIN = "copy the whole model again, or export it anew from COLMAP"
 
@@ -255,18 +258,30 @@ def _binary_point(data: _Bytes) -> tuple[float, ...]:
 def _read_text(path: Path, read: Callable[[Path, str, Iterator[str]], Record]) -> list[Record]:
     records: list[Record] = []
     try:
-        lines = iter(path.read_text(encoding="utf-8").splitlines())
+        *whole, last = path.read_text(encoding="utf-8").split("\n")
+        if last:
+            raise GagsError(
+                f"{path}: expected a line end after the last line, found {last[:100]!r}; the file is cut off: {_AGAIN}"
+            )
+        promised = None
+        lines = iter(whole)
         for line in lines:
-            if line.strip() and not line.startswith("#"):
+            if header := _N_RECORDS.match(line):
+                promised = int(header[1])
+            elif line.strip() and not line.startswith("#"):
                 try:
                     records.append(read(path, line, lines))
-                except (ValueError, IndexError, OverflowError) as error:
+                except (ValueError, IndexError, OverflowError, StopIteration) as error:
                     raise GagsError(
                         f"{path}: expected a line of COLMAP's text format, found {line[:100]!r}; the file is cut off "
                         f"or damaged: {_AGAIN}"
                     ) from error
     except UnicodeDecodeError as error:
         raise GagsError(f"{path}: expected text, found something else ({error}); {_AGAIN}") from error
+    if promised not in (None, len(records)):
+        raise GagsError(
+            f"{path}: expected {promised} records, as its header says, found {len(records)}; the file is cut off: {_AGAIN}"
+        )
     return records
 
 
@@ -283,8 +298,8 @@ def _text_image(path: Path, line: str, lines: Iterator[str]) -> _Pose:
     pose = tuple(map(float, numbers))
     if len(pose) != 7:
         raise ValueError("7 numbers")
-    # the line of (x, y, point) triples, which may be empty but must not be another image
-    if len(next(lines, "").split()) % 3:
+    # the line of (x, y, point) triples, which may be empty but must be there and not be another image
+    if len(next(lines).split()) % 3:
         raise ValueError("triples")
     return _Pose(name, int(camera_id), pose[:4], pose[4:])
 

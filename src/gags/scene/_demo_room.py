@@ -209,18 +209,6 @@ def build_room(painter: Painter) -> list[Face]:
     return faces
 
 
-def is_free(eye_world: Float[np.ndarray, " 3"], clearance_m: float = 0.15) -> bool:
-    """Whether a camera can stand there: in the room, out of the furniture."""
-    if (eye_world < ROOM_MIN + clearance_m).any() or (eye_world > ROOM_MAX - clearance_m).any():
-        return False
-    height = -eye_world[1]
-    return not any(
-        block.bottom_m - clearance_m < height < block.top_m + clearance_m
-        and float(block.distance_m(eye_world[0], eye_world[2])) < clearance_m
-        for block in furniture()
-    )
-
-
 def camera_poses(n_views: int) -> list[tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]]:
     """(eye, target) of each view: a wide and a narrow arc at two heights, then close-ups of each photograph in turn."""
     n_wide, n_middle = round(0.3 * n_views), int(0.25 * n_views)

@@ -6,9 +6,10 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Annotated
 
 from gags.errors import GagsError
 from gags.images import image_size, read_image
@@ -16,6 +17,7 @@ from gags.progress import track
 from gags.scene._colmap import SparseImage, SparseModel, find_model, read_model
 from gags.scene._photos import Lens, Matching, make_lens, make_model, undistort
 from gags.scene._scene import Scene, View
+from gags.settings import Count, Side, Within, check_settings
 
 logger = logging.getLogger(__name__)
 
@@ -30,11 +32,11 @@ N_THREADS = min(8, os.cpu_count() or 1)
 class SceneConfig:
     """Which photographs, at which size."""
 
-    max_side_px: int | None = 1600
+    max_side_px: Side | None = 1600
     """Longer side of the working resolution; larger photographs are shrunk to it (None: as they are)."""
-    every: int = 1
+    every: Count = 1
     """Keep every n-th photograph in name order."""
-    hold_out_every: int = 0
+    hold_out_every: Annotated[int, Within(2, or_zero=True)] = 0
     """Keep every n-th of the kept views, the first included, for PSNR and SSIM alone (8 is the custom; 0: none)."""
     images_folder: str = "images"
     """Folder of the photographs inside the scene."""
@@ -54,7 +56,7 @@ def load_scene(path: Path, config: SceneConfig, workspace: Path) -> Scene:
     workspace: where made cameras and undistorted pictures go; keep it as long as the scene.
     Raises GagsError for anything missing, damaged or contradictory.
     """
-    _check_config(config)
+    check_settings(config, "scene.")
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing"
         raise GagsError(
@@ -62,8 +64,8 @@ def load_scene(path: Path, config: SceneConfig, workspace: Path) -> Scene:
         )
     model_folder = find_model(path)
     if model_folder is None:
-        image_folder, names = _find_photos(path, config)
-        names = names[:: config.every]
+        image_folder, photos = _find_photos(path, config)
+        names = photos[:: config.every]
         if len(names) < 2:
             raise _too_few(path, len(names), config.every)
         _check_pictures([image_folder / name for name in names])
@@ -73,6 +75,7 @@ def load_scene(path: Path, config: SceneConfig, workspace: Path) -> Scene:
     else:
         image_folder = path / config.images_folder
         model = read_model(model_folder)
+        photos = [*_photos_in(image_folder, "**/*"), *(image.name for image in model.images)]
         images = model.images[:: config.every]
         if len(images) < 2:
             raise _too_few(model_folder, len(images), config.every)
@@ -83,18 +86,8 @@ def load_scene(path: Path, config: SceneConfig, workspace: Path) -> Scene:
             f"{model_folder}: expected sparse 3D points, found none; run COLMAP's mapper or point_triangulator: the "
             "splats start from its points"
         )
-    return _to_scene(image_folder, images, model, config, workspace)
-
-
-def _check_config(config: SceneConfig) -> None:
-    if config.every < 1:
-        raise GagsError(f"every: expected 1 or more, found {config.every}; 1 keeps all photographs")
-    if config.hold_out_every < 0 or config.hold_out_every == 1:
-        raise GagsError(
-            f"hold_out_every: expected 0 (none) or 2 and more, found {config.hold_out_every}; 8 is the custom"
-        )
-    if config.max_side_px is not None and config.max_side_px < 16:
-        raise GagsError(f"max_side_px: expected 16 or more, found {config.max_side_px}; 1600 is the default")
+    scene = _to_scene(image_folder, images, model, config, workspace)
+    return replace(scene, left_out=tuple(sorted(set(photos) - {view.name for view in scene.views})))
 
 
 def _too_few(path: Path, found: int, every: int) -> GagsError:
@@ -109,18 +102,23 @@ def _find_photos(path: Path, config: SceneConfig) -> tuple[Path, list[str]]:
     """The folder and the sorted names of a scene's photographs."""
     inside = path / config.images_folder
     folder, pattern = (inside, "**/*") if inside.is_dir() else (path, "*")
-    names = sorted(
-        file.relative_to(folder).as_posix()
-        for file in folder.glob(pattern)
-        # names that start with a dot are other systems' notes beside the pictures
-        if file.suffix.lower() in PHOTO_SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
+    names = _photos_in(folder, pattern)
     if not names:
         raise GagsError(
             f"{folder}: expected photographs ({', '.join(PHOTO_SUFFIXES)}) or a COLMAP scene with sparse/0 and "
             f"{config.images_folder}/, found neither; check the path, or the images folder's name"
         )
     return folder, names
+
+
+def _photos_in(folder: Path, pattern: str) -> list[str]:
+    """Names of the photographs in a folder, sorted."""
+    return sorted(
+        file.relative_to(folder).as_posix()
+        for file in folder.glob(pattern)
+        # names that start with a dot are other systems' notes beside the pictures
+        if file.suffix.lower() in PHOTO_SUFFIXES and not file.name.startswith(".") and file.is_file()
+    )
 
 
 def _check_present(image_folder: Path, images: Sequence[SparseImage]) -> None:
@@ -196,7 +194,7 @@ def _to_scene(
         held_out = config.hold_out_every > 0 and index % config.hold_out_every == 0
         if lens.bends:
             source = _undistorted_picture(source, undistorted / image.name, lens, camera.width, camera.height)
-        return View(image.name, camera, source, held_out)
+        return View(image.name, camera, source, held_out, image.camera if lens.bends else None)
 
     bent = sum(lenses[key].bends for key in keys)
     if bent:

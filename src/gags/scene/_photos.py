@@ -17,6 +17,7 @@ from gags.errors import GagsError
 from gags.geometry import Camera
 from gags.images import read_image, resize_image, write_image
 from gags.scene._colmap import SparseCamera
+from gags.scene._scene import View
 from gags.store import fingerprint, read_json, write_json
 
 if TYPE_CHECKING:
@@ -192,6 +193,24 @@ def make_lens(camera: SparseCamera, width: int, height: int) -> Lens:
     if camera.model in _STRAIGHT:
         return Lens(distorted, distorted)
     return Lens(distorted, pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), distorted))
+
+
+def positions_in_photograph(view: View, width: int, height: int) -> Float[Tensor, "view_height view_width 2"]:
+    """Where each pixel of a view lies in the photograph that it was undistorted from, ``width`` x ``height`` pixels large.
+
+    Positions are x, y in pixels with pixel centres at +0.5. The view's pixels are those of its camera at the scale of the
+    photograph, so that nothing is lost. The view must have a lens.
+    """
+    if view.lens is None:
+        raise ValueError(f"{view.name}: was not undistorted")
+    lens = make_lens(view.lens, width, height)
+    camera = view.camera.resized(lens.pinhole.width, lens.pinhole.height)
+    v, u = torch.meshgrid(torch.arange(camera.height) + 0.5, torch.arange(camera.width) + 0.5, indexing="ij")
+    rays = torch.stack(
+        [(u - camera.cx_px) / camera.fx_px, (v - camera.cy_px) / camera.fy_px, torch.ones_like(u)], dim=-1
+    )
+    xy_px = torch.from_numpy(lens.distorted.img_from_cam(rays.reshape(-1, 3).double().numpy()))
+    return xy_px.float().reshape(camera.height, camera.width, 2)
 
 
 def undistort(source: Path, target: Path, lens: Lens, width: int, height: int) -> None:

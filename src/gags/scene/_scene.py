@@ -11,6 +11,7 @@ from torch import Tensor
 from gags.errors import GagsError
 from gags.geometry import Camera
 from gags.images import read_image, resize_image
+from gags.scene._colmap import SparseCamera
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class View:
     """The photograph on disk."""
     held_out: bool = False
     """True: used for nothing but evaluation."""
+    lens: SparseCamera | None = None
+    """What took the photograph, where its distortion was taken out of ``image_path``; None: nothing was changed."""
 
     def image(self, max_side_px: int | None = None) -> UInt8[Tensor, "height width 3"]:
         """The photograph at the size of ``self.camera.limited(max_side_px)``."""
@@ -42,6 +45,8 @@ class Scene:
     """Sparse points in the world."""
     point_colors: UInt8[Tensor, "point 3"]
     """Their colours, RGB."""
+    left_out: tuple[str, ...] = ()
+    """Names of photographs that are no views: thinned out by ``SceneConfig.every``, or without a camera."""
 
     @property
     def training_views(self) -> tuple[View, ...]:

@@ -13,24 +13,28 @@ from gags.errors import GagsError
 from gags.geometry import Camera
 from gags.images import image_size, read_image, resize_image, write_image
 from gags.progress import track
+from gags.scene._colmap import SparseCamera
 from gags.scene._load import N_THREADS, PHOTO_SUFFIXES
 from gags.scene._scene import Scene, View
 from gags.store import read_json, read_tensors, write_atomically, write_json, write_tensors
 
 
 def save_scene(scene: Scene, folder: Path) -> None:
-    """Write ``views.json``, ``points.safetensors`` and ``images/``; equal scenes give equal bytes.
+    """Write ``views.json``, ``points.safetensors``, ``images/`` and ``left_out.json``, if photographs were left out.
 
-    A picture that has its camera's size already is copied byte by byte. Pictures that are there are kept: an
-    interrupted ``save_scene`` goes on where it stopped, and ``views.json`` comes last.
+    Equal scenes give equal bytes. A picture that has its camera's size already is copied byte by byte. Pictures that are
+    there are kept: an interrupted ``save_scene`` goes on where it stopped, and ``views.json`` comes last.
     """
     with ThreadPoolExecutor(N_THREADS) as pool:
         files = list(
             track(pool.map(lambda view: _save_picture(view, folder), scene.views), "pictures", total=len(scene.views))
         )
     write_tensors(folder / "points.safetensors", {"points": scene.points, "point_colors": scene.point_colors})
+    if scene.left_out:
+        write_json(folder / "left_out.json", scene.left_out)
     views = [
         {"name": view.name, "camera": _camera_to_json(view.camera), "image": file, "held_out": view.held_out}
+        | ({} if view.lens is None else {"lens": view.lens})
         for view, file in zip(scene.views, files, strict=True)
     ]
     write_json(folder / "views.json", views)
@@ -40,10 +44,7 @@ def read_scene(folder: Path) -> Scene:
     """The scene that ``save_scene`` wrote; a GagsError if it is not there or not whole."""
     path = folder / "views.json"
     try:
-        views = tuple(
-            View(entry["name"], _camera_from_json(entry["camera"]), folder / entry["image"], entry["held_out"])
-            for entry in read_json(path)
-        )
+        views = tuple(_view_from_json(folder, entry) for entry in read_json(path))
     except (KeyError, TypeError, ValueError) as error:
         raise GagsError(
             f"{path}: expected the views that gags wrote, found something else ({error!r}); delete {folder} and run "
@@ -56,7 +57,9 @@ def read_scene(folder: Path) -> Scene:
                 f"{view.image_path}: expected the picture of view {view.name!r}, found no such file; delete {folder} "
                 "and run again"
             )
-    return Scene(views, tensors["points"], tensors["point_colors"])
+    left_out = folder / "left_out.json"
+    names = tuple(read_json(left_out)) if left_out.exists() else ()
+    return Scene(views, tensors["points"], tensors["point_colors"], names)
 
 
 def _save_picture(view: View, folder: Path) -> str:
@@ -80,6 +83,13 @@ def _save_picture(view: View, folder: Path) -> str:
 
 def _copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
+
+
+def _view_from_json(folder: Path, entry: dict[str, Any]) -> View:
+    camera, lens = _camera_from_json(entry["camera"]), entry.get("lens")
+    if lens is not None:
+        lens = SparseCamera(lens["model"], lens["width"], lens["height"], tuple(lens["params"]))
+    return View(entry["name"], camera, folder / entry["image"], entry["held_out"], lens)
 
 
 def _camera_to_json(camera: Camera) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from gags.geometry import Camera, look_at
 from gags.images import write_image
 from gags.scene._demo_rays import Face, cast, draw, photo_mask, visible
 from gags.scene._demo_room import PHOTOGRAPHS, Painter, build_room, camera_poses
+from gags.store import write_text
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def _write_scene(folder: Path, config: DemoConfig) -> None:
     labels = [_label(camera, faces, name, config.min_label_px) for camera, name in zip(cameras, names, strict=True)]
     for label in _choose(labels, config.n_labelled):
         path = (folder / "labels" / label["info"]["name"]).with_suffix(".json")
-        _write_text(path, json.dumps(label) + "\n")
+        write_text(path, json.dumps(label) + "\n")
     logger.info("made %d views, %d sparse points and labels of %s", len(cameras), len(points.xyz_world), CATEGORIES)
 
 
@@ -238,7 +239,7 @@ def _write_model(folder: Path, cameras: list[Camera], names: list[str], points: 
     camera = cameras[0]
     intrinsics = f"{camera.fx_px:.6f} {camera.fy_px:.6f} {camera.cx_px:.6f} {camera.cy_px:.6f}"
     header = "# CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS[]\n"
-    _write_text(folder / "cameras.txt", f"{header}1 PINHOLE {camera.width} {camera.height} {intrinsics}\n")
+    write_text(folder / "cameras.txt", f"{header}1 PINHOLE {camera.width} {camera.height} {intrinsics}\n")
     image_lines = [
         "# IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME",
         "# POINTS2D[] as (X, Y, POINT3D_ID)",
@@ -252,17 +253,13 @@ def _write_model(folder: Path, cameras: list[Camera], names: list[str], points: 
         image_lines.append(" ".join(f"{x:.3f} {y:.3f} {j + 1}" for (x, y), j in zip(xy_px, seen, strict=True)))
         for position, j in enumerate(seen):
             tracks[j].append(f"{i + 1} {position}")
-    _write_text(folder / "images.txt", "\n".join(image_lines) + "\n")
+    write_text(folder / "images.txt", "\n".join(image_lines) + "\n")
     point_lines = ["# POINT3D_ID, X, Y, Z, R, G, B, ERROR, TRACK[] as (IMAGE_ID, POINT2D_IDX)"]
     for i, track in enumerate(tracks):
         xyz = " ".join(f"{value:.6f}" for value in points.xyz_world[i])
         rgb = " ".join(str(value) for value in points.colors[i])
         point_lines.append(f"{i + 1} {xyz} {rgb} 0 {' '.join(track)}")
-    _write_text(folder / "points3D.txt", "\n".join(point_lines) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    write_text(folder / "points3D.txt", "\n".join(point_lines) + "\n")
 
 
 def _wxyz(camera: Camera) -> list[float]:

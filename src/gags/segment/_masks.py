@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from scipy import ndimage
 from torch import Tensor
 
+from gags.errors import GagsError
 from gags.segment._types import Granularity, ViewMasks
 
 
@@ -41,11 +42,14 @@ class Candidates:
         )
 
 
-def distinct(candidates: Candidates) -> Candidates:
-    """The first of every group of equal masks, empty ones left out: many prompts give the same region."""
+def distinct(candidates: Candidates, reference_quirks: bool = False) -> Candidates:
+    """The first of every group of equal masks, empty ones left out: many prompts give the same region.
+
+    With ``reference_quirks`` an empty mask stays, as in the reference, whose tile making then fails.
+    """
     first: dict[bytes, int] = {}
     packed = np.packbits(candidates.masks.flatten(1).numpy(), axis=1)
-    for row in np.flatnonzero(packed.any(1)).tolist():
+    for row in np.flatnonzero(packed.any(1) | reference_quirks).tolist():
         first.setdefault(packed[row].tobytes(), row)
     return candidates[torch.tensor(list(first.values()), dtype=torch.long)]
 
@@ -128,12 +132,16 @@ def mask_nms(
     min_score: float = 0.7,
     inside: float = 0.85,
     covered: float = 0.5,
+    reference_quirks: bool = False,
 ) -> Int[Tensor, " kept"]:
-    """Rows that survive mask suppression, in input order (fixture 05).
+    """Rows that survive mask suppression, in input order (fixture 05); perhaps none.
 
     A mask stays if its score is above ``min_score``, its IoU with every better-scored mask (kept or not: this is not greedy)
     is at most ``max_iou``, and no other mask holds at least ``inside`` of it while being covered by it by less than
     ``covered``. Equal scores count in input order.
+
+    Raises:
+        GagsError: with ``reference_quirks``, when no mask survives: the reference stops there.
     """
     n = len(masks)
     intersection = intersections(masks)
@@ -150,7 +158,13 @@ def mask_nms(
     outer_share = intersection / area[None].clamp(min=1)
     other = ~torch.eye(n, dtype=torch.bool)
     part_of_larger = (other & (inner_share >= torch.tensor(inside)) & (outer_share < torch.tensor(covered))).any(1)
-    return torch.nonzero((score > min_score) & ~duplicate & ~part_of_larger).flatten()
+    kept = torch.nonzero((score > min_score) & ~duplicate & ~part_of_larger).flatten()
+    if reference_quirks and not len(kept):
+        raise GagsError(
+            f"mask suppression: expected a mask with a score above {min_score:g}, found none of {n} (as the reference, "
+            "this stops); leave --reference-quirks out, and the level is unlabelled"
+        )
+    return kept
 
 
 def intersections(masks: Bool[Tensor, "mask height width"]) -> Float[Tensor, "mask mask"]:

@@ -250,11 +250,16 @@ def uniform_prompts(
     min_per_side: int = 4,
     max_per_side: int = 20,
 ) -> Float[Tensor, "prompt 2"]:
-    """A regular grid of about as many prompt points as ``depth_prompts`` gives the view: the ablation without GaS."""
+    """As many prompt points as ``depth_prompts`` gives the view, evenly spread: the ablation without GaS.
+
+    Rows of equal height; the points of a row are evenly spaced, and rows differ by one point at most so that the numbers are equal.
+    """
     height, width = depth.shape
     total = sum(n for _, n in _patch_counts(depth.numpy(), min_depth_map.numpy(), min_per_side, max_per_side, False))
-    spacing = (height * width / total) ** 0.5
-    columns, rows = max(1, round(width / spacing)), max(1, round(height / spacing))
-    x = (torch.arange(columns) + 0.5) * (width / columns)
-    y = (torch.arange(rows) + 0.5) * (height / rows)
-    return torch.stack([x.repeat(rows), y.repeat_interleave(columns)], dim=1)
+    n_rows = min(total, max(1, round((total * height / width) ** 0.5)))
+    bounds = torch.arange(n_rows + 1) * total // n_rows
+    sizes = bounds.diff()
+    place = torch.arange(total) - bounds[:-1].repeat_interleave(sizes)
+    x = (place + 0.5) * width / sizes.repeat_interleave(sizes)
+    y = ((torch.arange(n_rows) + 0.5) * height / n_rows).repeat_interleave(sizes)
+    return torch.stack([x, y], dim=1)

@@ -15,40 +15,44 @@ from gags.scene import Scene
 from gags.segment._masks import Candidates, assemble, clean, distinct, mask_nms
 from gags.segment._prompts import depth_prompts, nearest_depth_map, nearest_depths, uniform_prompts
 from gags.segment._types import Segmenter, ViewMasks
+from gags.settings import Count, Natural, Neutral, NonNegative, Seed, Share, Side, check_settings
+
+Prompts = Literal["depth", "uniform"]
+"""Where the segmenter is asked: by depth (GaS), or evenly."""
 
 
 @dataclass(frozen=True)
 class SegmentConfig:
     """Settings of the segmentation stage. The defaults are the paper's."""
 
-    max_side_px: int | None = None
+    max_side_px: Side | None = None
     """Longer side at which views are segmented (None: the scene's working resolution)."""
-    prompts: Literal["depth", "uniform"] = "depth"
-    """depth: GaS, denser where other views come closer; uniform: a regular grid of about as many points."""
-    occlusion_tolerance: float = 0.25
+    prompts: Prompts = "depth"
+    """depth: GaS, denser where other views come closer; uniform: an even grid of as many points."""
+    occlusion_tolerance: NonNegative = 0.25
     """A Gaussian is seen where it differs from the rendered depth by at most this share of that depth."""
-    min_per_side: int = 4
+    min_per_side: Count = 4
     """Prompts along a side of a patch seen from as near as any view comes."""
-    max_per_side: int = 20
+    max_per_side: Count = 20
     """Most prompts along a side of a patch."""
-    min_predicted_iou: float = 0.7
+    min_predicted_iou: Share = 0.7
     """Masks that the segmenter trusts less are dropped."""
-    min_stability: float = 0.85
+    min_stability: Share = 0.85
     """Masks that change more when their threshold moves are dropped."""
-    max_box_iou: float = 0.7
+    max_box_iou: Share = 0.7
     """Of masks whose boxes overlap more, within a level, the one with the best predicted IoU stays."""
-    min_region_px: int = 100
+    min_region_px: Natural = 100
     """Islands and holes of masks with fewer pixels are removed."""
-    max_mask_iou: float = 0.8
+    max_mask_iou: Share = 0.8
     """Mask suppression: of masks that overlap more the better one stays."""
-    min_score: float = 0.7
+    min_score: Share = 0.7
     """Mask suppression: masks whose predicted IoU times stability is not above this are dropped."""
-    prompts_per_batch: int = 64
+    prompts_per_batch: Neutral[Count] = 64
     """Prompts given to the segmenter at once: bounds memory."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the prompts' random places."""
     reference_quirks: bool = False
-    """Prompts exactly as the reference implementation draws them."""
+    """Prompts and masks as the reference implementation has them (docs/method.md)."""
 
 
 def segment(
@@ -65,6 +69,7 @@ def segment(
         depths: rendered depth by view name, each of the size of ``view.camera.limited(config.max_side_px)``.
         skip: names of views that are done already; the others come out the same.
     """
+    check_settings(config, "segment.")
     views = scene.training_views
     cameras = [view.camera.limited(config.max_side_px) for view in views]
     nearest = nearest_depths(gaussians, cameras, [depths[view.name] for view in views], config.occlusion_tolerance)
@@ -110,7 +115,7 @@ def segment_view(
             config.reference_quirks,
         )
     levels = _propose(image, depth, points, segmenter, config)
-    label_sets = [distinct(Candidates.concatenated(levels)), *levels]
+    label_sets = [distinct(Candidates.concatenated(levels), config.reference_quirks), *levels]
     return assemble([_suppressed(candidates, config) for candidates in label_sets], points)
 
 
@@ -130,12 +135,16 @@ def _propose(
         for level, batch in enumerate(batches):
             kept = good[:, level]
             iou, stability = proposals.predicted_iou[kept, level], proposals.stability[kept, level]
-            batch.append(distinct(Candidates(proposals.masks[kept, level], iou, stability)))
-    return [distinct(Candidates.concatenated(batch)) for batch in batches]
+            proposed = Candidates(proposals.masks[kept, level], iou, stability)
+            batch.append(distinct(proposed, config.reference_quirks))
+    return [distinct(Candidates.concatenated(batch), config.reference_quirks) for batch in batches]
 
 
 def _suppressed(candidates: Candidates, config: SegmentConfig) -> Candidates:
     cleaned = clean(candidates, config.min_region_px, config.max_box_iou)
     # islands and holes removed, two masks may have become one
-    cleaned = distinct(cleaned)
-    return cleaned[mask_nms(cleaned.masks, cleaned.score, config.max_mask_iou, config.min_score)]
+    cleaned = distinct(cleaned, config.reference_quirks)
+    quirks = config.reference_quirks
+    return cleaned[
+        mask_nms(cleaned.masks, cleaned.score, config.max_mask_iou, config.min_score, reference_quirks=quirks)
+    ]

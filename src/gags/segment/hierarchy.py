@@ -11,7 +11,7 @@ prompt gets the three regions around it, nested, and all prompts agree.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from scipy import ndimage
 from torch import Tensor
 
-from gags.segment._types import MaskProposals, Segmenter
+from gags.segment._types import MaskProposals
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,6 @@ class HierarchyConfig:
     """How far areas may be from the typical ones: a standard deviation of the natural logarithm."""
     stability_offset: float = 1.1
     """Stability compares the regions at the threshold divided and multiplied by this."""
-
-
-def make_segmenter(name: Literal["hierarchy"] = "hierarchy") -> Segmenter:
-    """The segmenter of a name."""
-    return {"hierarchy": HierarchySegmenter}[name]()
 
 
 class HierarchySegmenter:
@@ -243,13 +238,13 @@ def _merge_tree(
     graph.add_edges(merging.pairs[0], merging.pairs[1])
     edge = np.array(merging.strengths) / np.array(merging.lengths)
     tree, made_at = higra.binary_partition_tree(graph, merging, merging.costs(merging.pairs[0], merging.pairs[1], edge))
+    # higra does not call for the last merge, which leaves no border
+    merging.areas[-1] = superpixels.size
     parents = np.asarray(tree.parents()).astype(np.int64)
     altitudes = np.array(made_at)
     counts = np.concatenate([np.ones(count, np.int64), np.zeros(count - 1, np.int64)])
-    areas = np.concatenate([np.bincount(superpixels.ravel()), np.zeros(count - 1, np.int64)])
     for node in range(len(parents) - 1):
         counts[parents[node]] += counts[node]
-        areas[parents[node]] += areas[node]
         # A merge can cost less than those before it: it happens no earlier all the same.
         altitudes[parents[node]] = max(altitudes[parents[node]], altitudes[node])
     # From the root down, children divide their parent's stretch of the numbering between them.
@@ -257,7 +252,9 @@ def _merge_tree(
     for node in range(len(parents) - 2, -1, -1):
         first[node] = free[node] = free[parents[node]]
         free[parents[node]] += counts[node]
-    return MergeTree(parents, altitudes, areas, first, first + counts)
+    # Higra reports every merge but the last.
+    merging.areas[-1] = superpixels.size
+    return MergeTree(parents, altitudes, merging.areas, first, first + counts)
 
 
 def _distinctness(tree: MergeTree, config: HierarchyConfig) -> Float[np.ndarray, " node"]:

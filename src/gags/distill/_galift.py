@@ -1,0 +1,158 @@
+"""The granularity-aware lift: what GaD learns, in closed form (docs/method.md, observation 3).
+
+For Gaussian i and level g let s_g(i) = sum over views and pixels of b t_g, with b the blend weights and t_g the unit
+features of the level-g masks. Its mean resultant length R_g(i) = |s_g(i)| / sum of b, in [0, 1], is 1 when all views agree
+(Mardia and Jupp, *Directional Statistics*, 2000, section 9.2). Each Gaussian takes its feature from the level that agrees most.
+
+Everything happens in the ``feature_width``-dimensional subspace that keeps most of the masks' embeddings. Projection P
+shortens s_g by at most sum b |t_g - P t_g|, so R_g is low by at most the blend-weighted mean length of what the subspace
+leaves out of the embeddings; with the width of the embeddings P is a rotation and R_g exact.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from gags.distill._decoders import LinearDecoder
+from gags.distill._field import FieldMeta, LanguageField
+from gags.distill._lift import embedding_subspace
+from gags.distill._targets import view_labels
+from gags.encode import MaskEmbeddings
+from gags.errors import GagsError
+from gags.gaussians import Gaussians
+from gags.progress import track
+from gags.rasterize import blend_weights
+from gags.scene import Scene
+from gags.segment import LEVELS, GranularMasks
+from gags.settings import Count, Neutral, NonNegative, Positive, Share, check_settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GaliftConfig:
+    """Settings of the granularity-aware lift."""
+
+    feature_width: Count = 64
+    """d, dimension of the subspace of the encoder's space that the field lives in; the encoder's width: nothing is lost."""
+    temperature: NonNegative = 0.0
+    """0: a Gaussian takes the level with the largest mean resultant length R alone. Above: the levels' mean features are
+    mixed with weights softmax(R / temperature)."""
+    downscale: Count = 2
+    """The label maps and the blend weights are this many times smaller than the segmented images."""
+    min_blend_weight: Share = 1e-3
+    """Blend weights (alpha x transmittance) below this are left out; saves memory and time."""
+    memory_mb: Neutral[Positive] = 2000.0
+    """Memory of the sums. Scenes that need more are worked through in blocks of Gaussians, a pass over the views each."""
+
+
+def galift(
+    scene: Scene,
+    gaussians: Gaussians,
+    masks: GranularMasks,
+    embeddings: MaskEmbeddings,
+    config: GaliftConfig,
+    encoder_name: str = "",
+) -> LanguageField:
+    """Give every Gaussian the mean direction of the level on which the views agree most about it.
+
+    Features are unit vectors; a Gaussian that no labelled pixel sees has a feature of 0. The field's ``level_weights``
+    say which levels each Gaussian trusts; its statistics what the subspace keeps of the mask embeddings
+    (``explained_energy``, ``mean_mask_cosine``), the mean R of the levels and of the choice, and how many Gaussians
+    chose each level.
+
+    Args:
+        encoder_name: is noted in the field.
+
+    Raises:
+        GagsError: settings out of range, no training view, a view without masks or embeddings, no labelled pixel anywhere.
+    """
+    check_settings(config, "galift.")
+    if not scene.training_views:
+        raise GagsError("galift: expected training views, found none; hold fewer views out")
+    basis, statistics = embedding_subspace(scene.training_views, embeddings, config.feature_width)
+    features, level_weights, lengths = (torch.zeros(len(gaussians), width) for width in (len(basis), 3, 3))
+    for block in _blocks(len(gaussians), len(basis), config.memory_mb):
+        sums, weights = _level_sums(scene, gaussians, masks, embeddings, basis, config, block)
+        # A level that never labelled a Gaussian has sum 0 and R = 0, whatever its weight is raised to.
+        means = sums / weights.clamp(min=1e-12)[..., None]
+        lengths[block] = means.norm(dim=2)
+        level_weights[block] = trusted_levels(lengths[block], config.temperature)
+        features[block] = functional.normalize((level_weights[block][..., None] * means).sum(dim=1), dim=1)
+    seen = level_weights.sum(dim=1) > 0
+    if not seen.any():
+        raise GagsError(
+            "galift: expected labelled pixels, found none in any training view; segment with lower thresholds"
+        )
+    statistics |= {
+        "mean_resultant_length": float((level_weights * lengths)[seen].sum(dim=1).mean()),
+        "seen_fraction": float(seen.float().mean()),
+    }
+    for level, name in enumerate(granularity.name.lower() for granularity in LEVELS):
+        statistics[f"mean_resultant_length_{name}"] = float(lengths[seen, level].mean())
+        statistics[f"trusted_{name}"] = float(level_weights[seen, level].mean())
+    logger.info("galift: %s", statistics)
+    meta = FieldMeta("galift", basis.shape[0], basis.shape[1], encoder_name, dict(statistics))
+    return LanguageField(gaussians, features, LinearDecoder(basis), None, meta, level_weights)
+
+
+def trusted_levels(lengths: Float[Tensor, "gaussian 3"], temperature: float) -> Float[Tensor, "gaussian 3"]:
+    """Weights of the levels, given how well the views agree on each; they add to 1, or to 0 where all lengths are 0.
+
+    Args:
+        lengths: mean resultant lengths in [0, 1]; 0 means that the level says nothing.
+        temperature: 0 for one-hot (the first of equals), else that of a softmax over the levels that say something.
+    """
+    if temperature == 0:
+        weights = functional.one_hot(lengths.argmax(dim=1), 3).to(lengths.dtype)
+    else:
+        weights = (lengths / temperature).softmax(dim=1)
+    weights = weights * (lengths > 0)
+    # Levels that say nothing gave their weight to none; where that is all of them, 0 / 1 stays 0.
+    total = weights.sum(dim=1, keepdim=True)
+    return weights / torch.where(total > 0, total, 1.0)
+
+
+def _blocks(gaussian_count: int, width: int, memory_mb: float) -> Iterator[slice]:
+    """Ranges of Gaussians whose sums, and the one product that is added to them, fit the memory."""
+    bytes_each = 2 * 4 * 3 * (width + 1)
+    size = max(1, int(memory_mb * 1e6 / bytes_each))
+    for start in range(0, gaussian_count, size):
+        yield slice(start, min(start + size, gaussian_count))
+
+
+def _level_sums(
+    scene: Scene,
+    gaussians: Gaussians,
+    masks: GranularMasks,
+    embeddings: MaskEmbeddings,
+    basis: Float[Tensor, "d embedding"],
+    config: GaliftConfig,
+    block: slice,
+) -> tuple[Float[Tensor, "block 3 d"], Float[Tensor, "block 3"]]:
+    """Blend-weighted sums, for some Gaussians, of the features of the masks that show them, and of 1 where labelled."""
+    gaussian_ids = torch.arange(block.start, block.stop)
+    total = torch.zeros(len(gaussian_ids), 3 * (len(basis) + 1))
+    for view in track(scene.training_views, "galift"):
+        labels = view_labels(view, masks, embeddings, config.downscale)
+        targets = _level_targets(labels.label_maps.flatten(1), labels.embeddings @ basis.T)
+        blend = blend_weights(gaussians, labels.camera, min_weight=config.min_blend_weight)
+        total += blend.columns.times(targets.flatten(1), gaussian_ids)
+    sums_and_weights = total.view(len(gaussian_ids), 3, len(basis) + 1)
+    return sums_and_weights[..., :-1], sums_and_weights[..., -1]
+
+
+def _level_targets(
+    labels: Int[Tensor, "3 pixel"], vectors: Float[Tensor, "mask d"]
+) -> Float[Tensor, "pixel 3 d_and_one"]:
+    """Each level's feature at each pixel, followed by 1; all 0 where the level is unlabelled."""
+    table = torch.cat([functional.pad(vectors, (0, 1), value=1.0), vectors.new_zeros(1, vectors.shape[1] + 1)])
+    # A label of -1 reads the row of zeros that was appended for it.
+    return table[torch.where(labels < 0, len(vectors), labels).T.long()]
