@@ -2,7 +2,8 @@
 
 A classifier of 1000 ImageNet classes, EfficientNet-Lite2, sees the tile; a phrase is compared with the classes' names by
 all-MiniLM-L6-v2. Both become probabilities over the classes, and the space is that of their square roots, in which the dot
-product of two unit vectors is the Bhattacharyya coefficient. What ImageNet has no class for is seen only through the classes
+product of two unit vectors is the Bhattacharyya coefficient; rotated, for what learns such vectors by their mean absolute
+difference (GaD does) would rather leave out a class on which views disagree than take its mean. What ImageNet has no class for is seen only through the classes
 that look or sound like it.
 
 The idea is ConSE's (Norouzi et al., "Zero-shot learning by convex combination of semantic embeddings", ICLR 2014), which takes
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -47,19 +49,26 @@ class ConseEncoder:
         self.width = 1000
         self.tile_px = self.config.tile_px
         self.name = (
-            f"conse: square roots of class probabilities, efficientnet-lite2 at {self.config.tile_px} px, "
+            f"conse: rotated square roots of class probabilities, efficientnet-lite2 at {self.config.tile_px} px, "
             f"all-MiniLM-L6-v2 at temperature {self.config.temperature}"
         )
 
     def encode_tiles(self, tiles: Float[Tensor, "tile 3 size size"]) -> Float[Tensor, "tile width"]:
         """Unit vectors of RGB tiles in 0..1: square roots of the classifier's probabilities."""
         logits = [self._classifier.logits(batch) for batch in tiles.split(self.config.batch_size)]
-        return torch.cat(logits).softmax(dim=1).sqrt()
+        return torch.cat(logits).softmax(dim=1).sqrt() @ self._rotation
 
     def encode_phrases(self, phrases: Sequence[str]) -> Float[Tensor, "phrase width"]:
         """Unit vectors of phrases, as written: square roots of a softmax over likeness to the class names."""
         likeness = self._sentences.embed(phrases) @ self._class_vectors.T
-        return (likeness / self.config.temperature).softmax(dim=1).sqrt()
+        return (likeness / self.config.temperature).softmax(dim=1).sqrt() @ self._rotation
+
+    @cached_property
+    def _rotation(self) -> Float[Tensor, "width width"]:
+        """The discrete cosine transform: orthonormal, and every class has a share in every coordinate."""
+        from scipy.fft import dct
+
+        return torch.from_numpy(dct(np.eye(self.width), norm="ortho")).float()
 
     @cached_property
     def _classifier(self) -> _Classifier:
