@@ -2,9 +2,9 @@
 
 A classifier of 1000 ImageNet classes, EfficientNet-Lite2, sees the tile; a phrase is compared with the classes' names by
 all-MiniLM-L6-v2. Both become probabilities over the classes, and the space is that of their square roots, in which the dot
-product of two unit vectors is the Bhattacharyya coefficient; rotated, for what learns such vectors by their mean absolute
-difference (GaD does) would rather leave out a class on which views disagree than take its mean. What ImageNet has no class for is seen only through the classes
-that look or sound like it.
+product of two unit vectors is the Bhattacharyya coefficient. It is rotated, for what learns such vectors by their mean absolute
+difference (GaD does) would rather leave out a class on which views disagree than take its mean. What ImageNet has no class for
+is seen only through the classes that look or sound like it.
 
 The idea is ConSE's (Norouzi et al., "Zero-shot learning by convex combination of semantic embeddings", ICLR 2014), which takes
 the picture to the space of sentences: there it is the mean of its classes' embeddings. But a mean of unlike classes resembles
