@@ -253,3 +253,13 @@ def test_peak_memory_sees_a_large_array() -> None:
     array = np.ones(20_000_000)
     assert peak_memory_mb() >= before + 100
     del array
+
+
+def test_one_process_at_a_time_makes_a_run(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path)
+    again = RunFolder.create(tmp_path)
+    with run.locked(), pytest.raises(GagsError, match="nobody is writing, found another gags process"), again.locked():
+        pass
+    # neither the lock that was let go nor its file is in the way
+    with RunFolder.create(tmp_path).locked():
+        pass

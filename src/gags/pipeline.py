@@ -148,7 +148,20 @@ def run(
     )
     segmenter = segmenter or make_segmenter(config.segmenter, config.segmenter_weights)
     encoder = encoder or make_encoder(config.encoder, config.encoder_weights)
+    with folder.locked():
+        _make_all(folder, source, excluded, config, segmenter, encoder)
+    return Run(folder, encoder, segmenter)
 
+
+def _make_all(
+    folder: RunFolder,
+    source: Path,
+    excluded: Sequence[str],
+    config: RunConfig,
+    segmenter: Segmenter,
+    encoder: ImageTextEncoder,
+) -> None:
+    """Every stage in turn, from the products of those before."""
     scene_stage = _make_scene(folder, source, config, excluded)
     _describe(folder, source, config, segmenter, encoder)
     scene = read_scene(scene_stage.folder)
@@ -171,7 +184,6 @@ def run(
         for kind in FIELD_KINDS if config.field == "all" else (config.field,):
             _make_field(kind, folder, features_stage, scene, gaussians, *products, encoder.name, config)
     _describe(folder, source, config, segmenter, encoder)
-    return Run(folder, encoder, segmenter)
 
 
 def _absolute(weights: str | None) -> str | None:
@@ -283,7 +295,7 @@ def package_version(name: str) -> str:
         return "not installed"
 
 
-def _make_scene(folder: RunFolder, source: Path, config: RunConfig, excluded: list[str]) -> Stage:
+def _make_scene(folder: RunFolder, source: Path, config: RunConfig, excluded: Sequence[str]) -> Stage:
     if not source.is_dir():
         raise GagsError(f"{source}: expected a folder (a COLMAP scene or photographs), found {_kind(source)}")
     parts = [part for part in ("sparse", "colmap", config.scene.images_folder) if (source / part).is_dir()]

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from jaxtyping import Shaped
 from torch import Tensor
 
@@ -39,6 +40,9 @@ FORMAT = 1
 
 _TEMPORARY = re.compile(r"\..+\.\d+\.tmp(\..+)?")
 """Names of files that are being written, or were when the program was killed."""
+
+_LOCK = ".lock"
+"""Held by the process that writes a run folder."""
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -274,7 +278,7 @@ class RunFolder:
         if run.path("run.json").exists():
             run.description()
         elif not any(root.glob("*/stage.json")) and any(
-            path.is_file() and not _TEMPORARY.fullmatch(path.name) for path in root.rglob("*")
+            path.is_file() and path.name != _LOCK and not _TEMPORARY.fullmatch(path.name) for path in root.rglob("*")
         ):
             raise GagsError(
                 f"{root}: expected an empty folder or an earlier run, found other files; choose another --out so that "
@@ -296,6 +300,28 @@ class RunFolder:
             )
         run.description()
         return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from making this run at the same time; the lock ends with the process, however that ends.
+
+        Raises:
+            GagsError: another process holds it.
+        """
+        lock = FileLock(self.path(_LOCK))
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise GagsError(
+                f"{self.root}: expected a folder that nobody is writing, found another gags process at work in it; wait for that "
+                "one, or choose another --out"
+            ) from error
+        except OSError as error:
+            raise _storage_error(self.path(_LOCK), error) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def path(self, name: str) -> Path:
         """Where a file or folder of the run lies."""
