@@ -314,7 +314,7 @@ def _make_scene(folder: RunFolder, source: Path, config: RunConfig, excluded: Se
     return stage
 
 
-def _build_scene(stage: Stage, source: Path, config: RunConfig, excluded: list[str]) -> None:
+def _build_scene(stage: Stage, source: Path, config: RunConfig, excluded: Sequence[str]) -> None:
     with stage.building():
         scene = load_scene(source, config.scene, stage.path("work"))
         unknown = set(excluded) - {view.name for view in scene.views} - set(scene.left_out)
