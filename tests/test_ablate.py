@@ -121,7 +121,7 @@ def test_without_labels_there_is_nothing_to_compare(tmp_path: Path) -> None:
 def test_short_flags_of_run_make_one_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[RunConfig] = []
 
-    def stop(source: Path, out: Path, config: RunConfig) -> None:
+    def stop(source: Path, out: Path, config: RunConfig, **_: object) -> None:
         asked.append(config)
         raise GagsError("far enough")
 
