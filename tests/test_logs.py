@@ -46,7 +46,9 @@ def test_what_comes_again_after_a_kill_is_dropped(tmp_path: Path) -> None:
 
 def test_an_interrupted_reconstruction_logs_what_an_uninterrupted_one_does(tiny_scene: Path, tmp_path: Path) -> None:
     scene = load_scene(tiny_scene, SceneConfig(), tmp_path)
-    config = ReconstructConfig(iterations=130, sh_degree=0, refine_start=40, refine_every=20, checkpoint_every=70)
+    config = ReconstructConfig(
+        iterations=130, max_side_px=64, sh_degree=0, refine_start=40, refine_every=20, checkpoint_every=70
+    )
     whole: list[dict[str, float]] = []
     states: list[ReconstructState] = []
     reconstruct(scene, config, None, states.append, whole.append)
