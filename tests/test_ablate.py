@@ -126,8 +126,13 @@ def test_short_flags_of_run_make_one_setting(tmp_path: Path, monkeypatch: pytest
         raise GagsError("far enough")
 
     monkeypatch.setattr("gags.commands.run.run", stop)
-    command = ["run", str(tmp_path), "--out", str(tmp_path / "out")]
+    command = ["run", str(tmp_path), "--out", str(tmp_path / "out"), "--field", "all"]
     for flags in ([], ["--levels", "m", "--prompts", "uniform"], ["--levels", "gad", "--lift.levels", "l"]):
         assert main([*command, *flags]) == 1
     found = [(config.segment.prompts, config.distill.levels, config.lift.levels) for config in asked]
     assert found == [("depth", "gad", "mean"), ("uniform", "m", "m"), ("depth", "gad", "l")]
+
+
+def test_the_granularity_aware_lift_takes_no_level(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(tmp_path), "--out", str(tmp_path / "out"), "--levels", "l"]) == 1
+    assert "--levels l: expected --field gad, lift or all, found galift" in capsys.readouterr().err

@@ -85,7 +85,7 @@ class RunConfig:
     encoder_weights: str | None = None
     """Weights of clip or siglip: a folder in transformers form or a hub name; None: the paper's CLIP, or SigLIP 2."""
     field: FieldKind | Literal["all"] = "gad"
-    """The field to make: gad (learned), lift (closed form), galift (closed form, granularity-aware), or all of them."""
+    """The field to make: gad (learned; the paper's), lift (closed form), galift (closed form, granularity-aware), or all."""
     splats: Path | None = None
     """A trained .ply scene (Inria layout) to use instead of reconstructing."""
     language_features: Path | None = None

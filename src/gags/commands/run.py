@@ -89,6 +89,10 @@ def _with_short_flags(options: Arguments) -> RunConfig:
     if options.prompts is not None:
         config = dataclasses.replace(config, segment=dataclasses.replace(config.segment, prompts=options.prompts))
     if options.levels is not None:
+        if config.field == "galift":
+            raise GagsError(
+                f"--levels {options.levels}: expected --field gad, lift or all, found galift, which finds the level itself"
+            )
         config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, levels=options.levels))
         if options.levels != "gad":
             config = dataclasses.replace(config, lift=dataclasses.replace(config.lift, levels=options.levels))

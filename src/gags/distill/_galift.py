@@ -2,7 +2,8 @@
 
 For Gaussian i and level g let s_g(i) = sum over views and pixels of b t_g, with b the blend weights and t_g the unit
 features of the level-g masks. Its mean resultant length R_g(i) = |s_g(i)| / sum of b, in [0, 1], is 1 when all views agree
-(Mardia and Jupp, *Directional Statistics*, 2000, section 9.2). Each Gaussian takes its feature from the level that agrees most.
+(Mardia and Jupp, *Directional Statistics*, 2000, section 9.2). Each Gaussian takes its feature from the level that agrees most,
+where larger regions have a start: a patch of wall looks the same from everywhere, and says nothing.
 
 Everything happens in the ``feature_width``-dimensional subspace that keeps most of the masks' embeddings. Projection P
 shortens s_g by at most sum b |t_g - P t_g|, so R_g is low by at most the blend-weighted mean length of what the subspace
@@ -40,11 +41,14 @@ logger = logging.getLogger(__name__)
 class GaliftConfig:
     """Settings of the granularity-aware lift."""
 
-    feature_width: Count = 64
+    feature_width: Count = 128
     """d, dimension of the subspace of the encoder's space that the field lives in; the encoder's width: nothing is lost."""
+    size_prior: NonNegative = 0.15
+    """What levels are compared by is R + size_prior x ln(region size / picture size), both blend-weighted means over the
+    views. 0: agreement alone. At 0.15 a region twice as large makes up for an R that is lower by 0.1."""
     temperature: NonNegative = 0.0
-    """0: a Gaussian takes the level with the largest mean resultant length R alone. Above: the levels' mean features are
-    mixed with weights softmax(R / temperature)."""
+    """0: a Gaussian takes the level that compares best alone. Above: the levels' mean features are mixed with weights
+    softmax(what they are compared by / temperature)."""
     downscale: Count = 2
     """The label maps and the blend weights are this many times smaller than the segmented images."""
     min_blend_weight: Share = 1e-3
@@ -80,11 +84,9 @@ def galift(
     basis, statistics = embedding_subspace(scene.training_views, embeddings, config.feature_width)
     features, level_weights, lengths = (torch.zeros(len(gaussians), width) for width in (len(basis), 3, 3))
     for block in _blocks(len(gaussians), len(basis), config.memory_mb):
-        sums, weights = _level_sums(scene, gaussians, masks, embeddings, basis, config, block)
-        # A level that never labelled a Gaussian has sum 0 and R = 0, whatever its weight is raised to.
-        means = sums / weights.clamp(min=1e-12)[..., None]
+        means, log_sizes = _level_means(scene, gaussians, masks, embeddings, basis, config, block)
         lengths[block] = means.norm(dim=2)
-        level_weights[block] = trusted_levels(lengths[block], config.temperature)
+        level_weights[block] = trusted_levels(lengths[block], config.size_prior * log_sizes, config.temperature)
         features[block] = functional.normalize((level_weights[block][..., None] * means).sum(dim=1), dim=1)
     seen = level_weights.sum(dim=1) > 0
     if not seen.any():
@@ -103,32 +105,34 @@ def galift(
     return LanguageField(gaussians, features, LinearDecoder(basis), None, meta, level_weights)
 
 
-def trusted_levels(lengths: Float[Tensor, "gaussian 3"], temperature: float) -> Float[Tensor, "gaussian 3"]:
+def trusted_levels(
+    lengths: Float[Tensor, "gaussian 3"], head_starts: Float[Tensor, "gaussian 3"], temperature: float
+) -> Float[Tensor, "gaussian 3"]:
     """Weights of the levels, given how well the views agree on each; they add to 1, or to 0 where all lengths are 0.
 
     Args:
         lengths: mean resultant lengths in [0, 1]; 0 means that the level says nothing.
+        head_starts: are added to the lengths before they are compared.
         temperature: 0 for one-hot (the first of equals), else that of a softmax over the levels that say something.
     """
+    scores = (lengths + head_starts).masked_fill(lengths == 0, -torch.inf)
     if temperature == 0:
-        weights = functional.one_hot(lengths.argmax(dim=1), 3).to(lengths.dtype)
+        weights = functional.one_hot(scores.argmax(dim=1), 3).to(lengths.dtype)
     else:
-        weights = (lengths / temperature).softmax(dim=1)
-    weights = weights * (lengths > 0)
-    # Levels that say nothing gave their weight to none; where that is all of them, 0 / 1 stays 0.
-    total = weights.sum(dim=1, keepdim=True)
-    return weights / torch.where(total > 0, total, 1.0)
+        # softmax of three minus infinities is not a number
+        weights = (scores / temperature).softmax(dim=1).nan_to_num(0.0)
+    return weights * (lengths > 0)
 
 
 def _blocks(gaussian_count: int, width: int, memory_mb: float) -> Iterator[slice]:
     """Ranges of Gaussians whose sums, and the one product that is added to them, fit the memory."""
-    bytes_each = 2 * 4 * 3 * (width + 1)
+    bytes_each = 2 * 4 * 3 * (width + 2)
     size = max(1, int(memory_mb * 1e6 / bytes_each))
     for start in range(0, gaussian_count, size):
         yield slice(start, min(start + size, gaussian_count))
 
 
-def _level_sums(
+def _level_means(
     scene: Scene,
     gaussians: Gaussians,
     masks: GranularMasks,
@@ -137,22 +141,29 @@ def _level_sums(
     config: GaliftConfig,
     block: slice,
 ) -> tuple[Float[Tensor, "block 3 d"], Float[Tensor, "block 3"]]:
-    """Blend-weighted sums, for some Gaussians, of the features of the masks that show them, and of 1 where labelled."""
+    """Blend-weighted means, for some Gaussians, of the features and of the logarithms of the sizes (shares of the picture)
+    of the masks that show them; 0 for a level that never labelled the Gaussian."""
     gaussian_ids = torch.arange(block.start, block.stop)
-    total = torch.zeros(len(gaussian_ids), 3 * (len(basis) + 1))
+    total = torch.zeros(len(gaussian_ids), 3 * (len(basis) + 2))
     for view in track(scene.training_views, "galift"):
         labels = view_labels(view, masks, embeddings, config.downscale)
         targets = _level_targets(labels.label_maps.flatten(1), labels.embeddings @ basis.T)
         blend = blend_weights(gaussians, labels.camera, min_weight=config.min_blend_weight)
         total += blend.columns.times(targets.flatten(1), gaussian_ids)
-    sums_and_weights = total.view(len(gaussian_ids), 3, len(basis) + 1)
-    return sums_and_weights[..., :-1], sums_and_weights[..., -1]
+    sums = total.view(len(gaussian_ids), 3, len(basis) + 2)
+    # A level without labels has sums of 0, whatever its weight is raised to.
+    means = sums[..., :-1] / sums[..., -1:].clamp(min=1e-12)
+    return means[..., :-1], means[..., -1]
 
 
 def _level_targets(
     labels: Int[Tensor, "3 pixel"], vectors: Float[Tensor, "mask d"]
-) -> Float[Tensor, "pixel 3 d_and_one"]:
-    """Each level's feature at each pixel, followed by 1; all 0 where the level is unlabelled."""
-    table = torch.cat([functional.pad(vectors, (0, 1), value=1.0), vectors.new_zeros(1, vectors.shape[1] + 1)])
+) -> Float[Tensor, "pixel 3 d_and_two"]:
+    """Each level's feature at each pixel, the logarithm of its mask's share of the picture, and 1; all 0 where the level is
+    unlabelled."""
+    sizes = torch.bincount(labels[labels >= 0], minlength=len(vectors)) / labels.shape[1]
+    # Masks that are painted over, and so have no size, are never looked up.
+    columns = torch.stack([sizes.clamp(min=1e-12).log(), torch.ones(len(vectors))], dim=1)
+    table = functional.pad(torch.cat([vectors, columns], dim=1), (0, 0, 0, 1))
     # A label of -1 reads the row of zeros that was appended for it.
     return table[torch.where(labels < 0, len(vectors), labels).T.long()]

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 class LiftConfig:
     """Settings of the lift."""
 
-    feature_width: Count = 64
+    feature_width: Count = 128
     """d, dimension of the subspace of the encoder's space that the field lives in."""
     levels: Literal["mean", "s", "m", "l"] = "mean"
     """What a pixel gives to the Gaussians it sees: the mean of its labelled levels, or one level alone."""

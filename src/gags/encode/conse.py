@@ -8,8 +8,8 @@ is seen only through the classes that look or sound like it.
 
 The idea is ConSE's (Norouzi et al., "Zero-shot learning by convex combination of semantic embeddings", ICLR 2014), which takes
 the picture to the space of sentences: there it is the mean of its classes' embeddings. But a mean of unlike classes resembles
-a third one, and views that disagree add up to it. Here they add up class by class. On labelled crops among 64 phrases the right
-one is among the first three for 60 % instead of 28 % (benchmarks/README.md).
+a third one, and views that disagree add up to it. Here they add up class by class. On labelled crops among 63 phrases the right
+one is among the first three for 57 % instead of 28 % (benchmarks/README.md).
 """
 
 from __future__ import annotations
