@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,27 @@ def tiny_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny import write_scene
 
     return write_scene(tmp_path_factory.mktemp("tiny") / "scene")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the tiny scene with all fields, its labelled view held out, by models that know its truth; read-only.
+
+    Commands open it through ``true_models``.
+    """
+    import tiny
+    from gags.pipeline import run
+    from gags.presets import TINY
+
+    out = tmp_path_factory.mktemp("tiny_run") / "run"
+    config = dataclasses.replace(TINY, field="all", exclude_labelled=True)
+    run(tiny_scene, out, config, segmenter=tiny.TrueSegmenter(), encoder=tiny.TrueEncoder())
+    return out
+
+
+@pytest.fixture
+def true_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands find the true encoder behind whatever name run.json gives."""
+    import tiny
+
+    monkeypatch.setattr("gags.runs.make_encoder", lambda *_: tiny.TrueEncoder())

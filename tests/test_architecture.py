@@ -9,9 +9,10 @@ import gags
 
 SOURCE = Path(gags.__file__).parent
 FLOW = (
-    *("errors", "settings", "progress", "geometry", "store", "pretrained", "images", "gaussians", "rasterize"),
-    *("scene", "reconstruct", "segment", "encode", "distill", "exchange", "query", "evaluate"),
-    *("runs", "pipeline", "presets", "pictures", "commands", "cli"),
+    *("errors", "settings", "progress", "geometry", "paths", "store", "logs", "pretrained", "images", "video"),
+    *("gaussians", "rasterize", "scene", "reconstruct", "segment", "encode", "distill", "exchange"),
+    *("query", "evaluate", "edits", "inventory", "runs", "pipeline", "presets", "pictures", "charts", "report"),
+    *("field", "view", "commands", "cli"),
 )
 FORBIDDEN = {"torchvision", "timm", "open_clip", "segment_anything", "sam2", "cv2", "pickle"}
 MODULES = sorted(SOURCE.rglob("*.py"))

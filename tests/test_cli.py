@@ -10,15 +10,43 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+from torch import Tensor
 
 import tiny
 from gags.cli import COMMANDS, main
+from gags.gaussians import Gaussians
 from gags.pipeline import run
 from gags.presets import TINY
+from gags.scene import Scene
+
+
+@dataclasses.dataclass
+class Recorder:
+    """Watches a run being made."""
+
+    seen: list[str] = dataclasses.field(default_factory=list)
+
+    def scene(self, scene: Scene) -> None:
+        self.seen.append(f"{len(scene.views)} views")
+
+    def splats(self, gaussians: Gaussians, words: str) -> None:
+        gaussians.check(words)
+        self.seen.append(words)
+
+    def features(self, gaussians: Gaussians, features: Tensor, words: str) -> None:
+        assert features.shape[0] == len(gaussians)
+        self.seen.append(words)
+
+    def words(self, words: str) -> None:
+        self.seen.append(words)
+
+
+RECORDER = Recorder()
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +55,11 @@ def finished(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     out = tmp_path_factory.mktemp("cli") / "run"
     quick = dataclasses.replace(
         TINY,
-        reconstruct=dataclasses.replace(TINY.reconstruct, iterations=60),
-        distill=dataclasses.replace(TINY.distill, iterations=90),
+        reconstruct=dataclasses.replace(TINY.reconstruct, iterations=60, checkpoint_every=40),
+        distill=dataclasses.replace(TINY.distill, iterations=90, checkpoint_every=50),
         field="all",
     )
-    run(tiny_scene, out, quick, segmenter=tiny.TrueSegmenter())
+    run(tiny_scene, out, quick, segmenter=tiny.TrueSegmenter(), watcher=RECORDER)
     return out
 
 
@@ -182,6 +210,45 @@ def test_doctor_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert shown.count("MISSING") == 3 and all(f"pip install {package}\n" in shown for package in missing)
 
 
+def test_a_run_shows_its_trainings_to_a_watcher(finished: Path) -> None:
+    assert RECORDER.seen == [
+        f"{tiny.N_VIEWS} views",
+        "training the splats: 40 of 60 iterations",
+        "the splats are trained",
+        "the splats are trained; masks and their features are made",
+        "learning features: 50 of 90 iterations",
+    ]
+
+
+def test_query_looks_from_a_saved_camera(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "camera.json"
+    camera = json.loads((finished / "scene/views.json").read_text())[2]["camera"]
+    path.write_text(
+        json.dumps(camera | {"width": 64, "height": 48, "cx_px": 32, "cy_px": 24, "fx_px": 62, "fy_px": 62})
+    )
+    assert main(["query", str(finished), "ball", "--camera", str(path), "--json", "--out", str(tmp_path)]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["view"] == "camera.json"
+    assert np.asarray(Image.open(row["pictures"]["found"])).shape == (48, 64, 3)
+    assert "found --view a" in mistake(["query", str(finished), "ball", "--camera", str(path), "--view", "a"], capsys)
+
+
+def test_view_serves_until_interrupted(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gags.commands import view
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(view, "time", SimpleNamespace(sleep=interrupted))
+    assert main(["view", str(finished), "--port", "8930", "--share-off"]) == 0
+    shown = capsys.readouterr()
+    assert "http://localhost:89" in shown.err and "the page is closed" in shown.err and shown.out == ""
+    assert "expected an address of this machine" in mistake(["view", str(finished), "--host", "203.0.113.7"], capsys)
+    assert "expected a text file" in mistake(["view", str(finished), "--vocabulary", "none.txt"], capsys)
+
+
 def mistake(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command that must fail with one line; returns the line."""
     assert main(arguments) == 1
@@ -233,11 +300,3 @@ def test_a_disk_that_fills_up_ends_a_run_with_one_clear_line(
         assert not [path for path in tmp_path.rglob("*") if "tmp" in path.name]
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-def test_the_search_example_runs_on_a_run(finished: Path, tmp_path: Path) -> None:
-    script = Path(__file__).parent.parent / "examples" / "search.py"
-    printed = subprocess.run(
-        [sys.executable, str(script), str(finished), "ball"], cwd=tmp_path, capture_output=True, text=True, check=True
-    ).stdout
-    assert "Gaussians, centre" in printed and (tmp_path / printed.splitlines()[-1]).is_file()

@@ -97,7 +97,7 @@ def test_an_unchanged_run_rebuilds_nothing_and_a_changed_flag_only_what_follows(
     changed = dataclasses.replace(config, distill=dataclasses.replace(config.distill, iterations=5))
     make(tiny_scene, out, changed)
     touched = {name.rsplit("/", 1)[0] for name, at in modification_times(out).items() if before.get(name) != at}
-    assert touched == {"run.json", "field/gad"}
+    assert touched == {"run.json", "field/gad", "logs"}
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tiny_scene: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import io
 import struct
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -76,13 +77,19 @@ def write_image(path: Path, image: UInt8[Tensor, "height width 3"]) -> None:
     suffix = path.suffix.lower()
     if suffix != ".png" and suffix not in _JPEG_SUFFIXES:
         raise GagsError(f"{path}: expected a name that ends in .png, .jpg or .jpeg, found {path.suffix!r}; rename it")
+    if suffix != ".png":
+        write_bytes(path, encode_jpeg(image))
+        return
     buffer = io.BytesIO()
-    picture = PilImage.fromarray(image.cpu().numpy())
-    if suffix == ".png":
-        picture.save(buffer, format="PNG")
-    else:
-        picture.save(buffer, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    PilImage.fromarray(image.cpu().numpy()).save(buffer, format="PNG")
     write_bytes(path, buffer.getvalue())
+
+
+def encode_jpeg(image: UInt8[Tensor, "height width 3"], quality: int = _JPEG_QUALITY) -> bytes:
+    """The contents of a JPEG file, colour at full resolution; ``quality`` is libjpeg's, 1 to 95."""
+    buffer = io.BytesIO()
+    PilImage.fromarray(image.cpu().numpy()).save(buffer, format="JPEG", quality=quality, subsampling=0)
+    return buffer.getvalue()
 
 
 def resize_image(
@@ -177,45 +184,85 @@ def draw_point(
     return (drawn * (1.0 - disc) + torch.tensor(color) * disc).round().to(torch.uint8)
 
 
-def feature_colors(features: Float[Tensor, "height width d"]) -> UInt8[Tensor, "height width 3"]:
-    """A feature map's first three principal components as red, green and blue.
+@dataclass(frozen=True)
+class FeaturePalette:
+    """What features look like: the colours of three directions in feature space."""
+
+    mean: Float[Tensor, " d"]
+    """Where the directions start, float64."""
+    axes: Float[Tensor, "d 3"]
+    """The directions that red, green and blue stand for; fewer columns where features have fewer numbers."""
+    low: Float[Tensor, " 3"]
+    """Along each direction, what is black."""
+    span: Float[Tensor, " 3"]
+    """From black to full colour; infinite where the features do not differ."""
+
+
+def feature_palette(features: Float[Tensor, "*points d"]) -> FeaturePalette:
+    """The first three principal components of features; those that are exactly 0 (nothing was rendered) do not count.
 
     Each component spans black to full between its 1st and 99th percentile and has the sign that makes the largest entry
-    of its axis positive. Pixels whose feature is exactly 0 (nothing was rendered there) are black and do not count.
+    of its axis positive.
     """
-    height, width, d = features.shape
-    flat = features.detach().cpu().double().reshape(-1, d)
-    present = flat.abs().amax(dim=1) > 0.0
-    colors = torch.zeros(height * width, 3, dtype=torch.uint8)
-    samples = flat[present]
+    samples = features.detach().cpu().double().reshape(-1, features.shape[-1])
+    samples = samples[samples.abs().amax(dim=1) > 0.0]
     if len(samples) == 0:
-        return colors.reshape(height, width, 3)
-    centered = samples - samples.mean(dim=0)
+        samples = samples.new_zeros(1, features.shape[-1])
+    mean = samples.mean(dim=0)
+    centered = samples - mean
     # eigh sorts ascending: the last three axes, reversed, are the first components.
     axes = torch.linalg.eigh(centered.T @ centered).eigenvectors[:, -3:].flip(1)
     largest = axes.abs().argmax(dim=0, keepdim=True)
-    components = centered @ (axes * axes.gather(0, largest).sign())
-    for channel in range(components.shape[1]):
-        component = components[:, channel]
-        low, high = np.percentile(component.numpy(), (1.0, 99.0))
-        # A constant component (fewer than three directions) has no span: it becomes black, not noise.
-        span = high - low if high - low > 1e-9 * samples.abs().max() else np.inf
-        colors[present, channel] = ((component - low) / span).clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+    axes = axes * axes.gather(0, largest).sign()
+    low, high = torch.from_numpy(np.percentile((centered @ axes).numpy(), (1.0, 99.0), axis=0))
+    # A constant component (fewer than three directions) has no span: it becomes black, not noise.
+    span = torch.where(high - low > 1e-9 * samples.abs().max(), high - low, torch.inf)
+    return FeaturePalette(mean, axes, low, span)
+
+
+def feature_colors(
+    features: Float[Tensor, "height width d"], palette: FeaturePalette | None = None
+) -> UInt8[Tensor, "height width 3"]:
+    """A feature map's first three principal components as red, green and blue; exact zeros (nothing there) are black.
+
+    Args:
+        palette: colours to use instead of the map's own, so that they mean the same in several pictures.
+    """
+    height, width, d = features.shape
+    flat = features.detach().cpu().double().reshape(-1, d)
+    palette = palette or feature_palette(flat)
+    components = ((flat - palette.mean) @ palette.axes - palette.low) / palette.span
+    colors = torch.zeros(height * width, 3, dtype=torch.uint8)
+    colors[:, : components.shape[1]] = components.clamp(0.0, 1.0).mul(255.0).round().to(torch.uint8)
+    colors[flat.abs().amax(dim=1) == 0.0] = 0
     return colors.reshape(height, width, 3)
 
 
-def depth_colors(depth: Float[Tensor, "height width"]) -> UInt8[Tensor, "height width 3"]:
+def disparity_span(depth: Float[Tensor, "*points"]) -> tuple[float, float] | None:
+    """2nd and 98th percentile of 1 / depth over what is there (depth above 0); None where nothing is."""
+    depth = depth.detach().cpu().float()
+    present = depth[(depth > 0.0) & depth.isfinite()]
+    if len(present) == 0:
+        return None
+    low, high = np.percentile((1.0 / present).numpy(), (2.0, 98.0))
+    return float(low), float(high)
+
+
+def depth_colors(
+    depth: Float[Tensor, "height width"], span: tuple[float, float] | None = None
+) -> UInt8[Tensor, "height width 3"]:
     """Depth in scene units as colours, near is bright; 0 and less (nothing there) is black.
 
-    The scale is in 1 / depth between its 2nd and 98th percentile, which gives near things as many colours as far ones.
+    Args:
+        span: the values of 1 / depth that get the first and last colour, which gives near things as many colours as far
+            ones; None: ``disparity_span`` of this picture.
     """
     depth = depth.detach().cpu().float()
-    present = (depth > 0.0) & depth.isfinite()
-    if not bool(present.any()):
+    span = span or disparity_span(depth)
+    if span is None:
         return torch.zeros(*depth.shape, 3, dtype=torch.uint8)
-    disparity = torch.where(present, 1.0 / depth, torch.nan)
-    low, high = np.percentile(disparity[present].numpy(), (2.0, 98.0))
-    return colormap(disparity, float(low), float(high), name="viridis")
+    present = (depth > 0.0) & depth.isfinite()
+    return colormap(torch.where(present, 1.0 / depth, torch.nan), *span, name="viridis")
 
 
 def _open_picture(path: Path) -> PilImage.Image:

@@ -7,10 +7,11 @@ import logging
 import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -22,6 +23,7 @@ from gags.errors import GagsError
 from gags.evaluate import load_labels
 from gags.exchange import LanguageFeatures, read_field
 from gags.gaussians import Gaussians, read_splats, write_splats
+from gags.logs import LogRow, require_tensorboard, training_log
 from gags.progress import track
 from gags.rasterize import render
 from gags.reconstruct import ReconstructConfig, ReconstructState, measure_views, reconstruct
@@ -96,6 +98,8 @@ class RunConfig:
     """Folder of LERF-OVS labels; SCENE/labels is used where it exists."""
     exclude_labelled: bool = False
     """Use the labelled views for nothing but evaluation (the strict split)."""
+    tensorboard: bool = False
+    """Write the training logs (RUN/logs/*.jsonl) for TensorBoard as well, into RUN/logs/tensorboard."""
     reference_quirks: bool = False
     """Do everything as the reference implementation does, queries and evaluation of the run included, also what cannot be
     meant (docs/method.md has the list)."""
@@ -118,6 +122,26 @@ class RunConfig:
         return dataclasses.replace(self, **stages)
 
 
+class Watcher(Protocol):
+    """Somebody who looks on while a run is made (``view.LiveView``); what is made does not depend on it."""
+
+    def scene(self, scene: Scene) -> None:
+        """The cameras are known."""
+        ...
+
+    def splats(self, gaussians: Gaussians, words: str) -> None:
+        """The Gaussians at some step of their training."""
+        ...
+
+    def features(self, gaussians: Gaussians, features: Float[Tensor, "gaussian d"], words: str) -> None:
+        """The features at some step of their training."""
+        ...
+
+    def words(self, words: str) -> None:
+        """What is being done."""
+        ...
+
+
 def run(
     source: Path,
     out: Path,
@@ -125,6 +149,7 @@ def run(
     *,
     segmenter: Segmenter | None = None,
     encoder: ImageTextEncoder | None = None,
+    watcher: Watcher | None = None,
 ) -> Run:
     """Make everything a query needs from photographs, resuming what an earlier call left.
 
@@ -132,10 +157,13 @@ def run(
         source: a COLMAP scene or a folder of photographs.
         out: the run folder.
         segmenter, encoder: models to use instead of those that the config names.
+        watcher: is shown the trainings at their checkpoints.
 
     Raises GagsError for input that cannot be used; what was finished before it stays.
     """
     config.check()
+    if config.tensorboard:
+        require_tensorboard()
     labels_folder = config.labels or (source / "labels" if (source / "labels").is_dir() else None)
     excluded = _labelled_names(labels_folder) if config.exclude_labelled else []
     _check_brought_files(config)
@@ -166,8 +194,13 @@ def _make_all(
     _describe(folder, source, config, segmenter, encoder)
     scene = read_scene(scene_stage.folder)
     features = _language_features(scene, encoder, config)
-    splats_stage = _make_splats(folder, scene_stage, scene, config)
+    if watcher is not None:
+        watcher.scene(scene)
+    splats_stage = _make_splats(folder, scene_stage, scene, config, watcher)
     gaussians = read_splats(splats_stage.path("splats.ply"))
+    if watcher is not None:
+        watcher.splats(gaussians, "the splats are trained")
+        watcher.words("the splats are trained; masks and their features are made")
     if config.decoders is not None:
         _take_field(folder, splats_stage, gaussians, encoder, config)
     else:
@@ -182,7 +215,7 @@ def _make_all(
             )
         products = stored_masks(masks_stage, scene), stored_embeddings(features_stage, scene)
         for kind in FIELD_KINDS if config.field == "all" else (config.field,):
-            _make_field(kind, folder, features_stage, scene, gaussians, *products, encoder.name, config)
+            _make_field(kind, folder, features_stage, scene, gaussians, *products, encoder.name, config, watcher)
     _describe(folder, source, config, segmenter, encoder)
 
 
@@ -332,7 +365,9 @@ def _kind(path: Path) -> str:
     return "a file" if path.exists() else "nothing"
 
 
-def _make_splats(folder: RunFolder, scene_stage: Stage, scene: Scene, config: RunConfig) -> Stage:
+def _make_splats(
+    folder: RunFolder, scene_stage: Stage, scene: Scene, config: RunConfig, watcher: Watcher | None
+) -> Stage:
     ingredients: dict[str, Any] = {"scene": scene_stage.fingerprint}
     if config.splats is None:
         ingredients["reconstruct"] = config.reconstruct
@@ -346,12 +381,19 @@ def _make_splats(folder: RunFolder, scene_stage: Stage, scene: Scene, config: Ru
             quality_path.unlink(missing_ok=True)
             if not path.exists():
                 resume, save, clear = _checkpoint(stage, ReconstructState.from_state)
-                write_splats(
-                    path,
-                    reconstruct(scene, config.reconstruct, resume, save)
-                    if config.splats is None
-                    else read_splats(config.splats),
-                )
+
+                def save_and_show(state: ReconstructState) -> None:
+                    save(state)
+                    if watcher is not None:
+                        words = f"training the splats: {state.step} of {config.reconstruct.iterations} iterations"
+                        watcher.splats(state.gaussians(), words)
+
+                if config.splats is None:
+                    with _training_log(folder, "reconstruct", resume.step if resume else 0, config) as log:
+                        write_splats(path, reconstruct(scene, config.reconstruct, resume, save_and_show, log))
+                else:
+                    folder.path("logs/reconstruct.jsonl").unlink(missing_ok=True)
+                    write_splats(path, read_splats(config.splats))
                 clear()
             gaussians = read_splats(path)
             quality = measure_views(gaussians, scene.held_out_views, config.reconstruct.max_side_px)
@@ -434,6 +476,7 @@ def _make_field(
     embeddings: Mapping[str, Float[Tensor, "mask width"]],
     encoder_name: str,
     config: RunConfig,
+    watcher: Watcher | None,
 ) -> Stage:
     settings: dict[FieldKind, Any] = {
         "gad": {"distill": config.distill},
@@ -444,9 +487,17 @@ def _make_field(
     if not stage.complete:
         with stage.building():
             resume, save, clear = _checkpoint(stage, DistillState.from_state)
+
+            def save_and_show(state: DistillState) -> None:
+                save(state)
+                if watcher is not None:
+                    words = f"learning features: {state.iteration} of {config.distill.iterations} iterations"
+                    watcher.features(gaussians, state.tensors["features"], words)
+
             products = (scene, gaussians, masks, embeddings)
             if kind == "gad":
-                language_field = distill(*products, config.distill, resume, save, encoder_name)
+                with _training_log(folder, "distill", resume.iteration if resume else 0, config) as log:
+                    language_field = distill(*products, config.distill, resume, save_and_show, encoder_name, log)
             elif kind == "lift":
                 language_field = lift(*products, config.lift, encoder_name)
             else:
@@ -454,6 +505,14 @@ def _make_field(
             write_tensors(stage.path("field.safetensors"), *language_field.to_state())
             clear()
     return stage
+
+
+def _training_log(
+    folder: RunFolder, name: str, done: int, config: RunConfig
+) -> AbstractContextManager[Callable[[LogRow], None]]:
+    """Where a training's numbers go: RUN/logs/NAME.jsonl."""
+    tensorboard = folder.path(f"logs/tensorboard/{name}") if config.tensorboard else None
+    return training_log(folder.path(f"logs/{name}.jsonl"), done, tensorboard)
 
 
 def _checkpoint(

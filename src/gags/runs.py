@@ -22,6 +22,7 @@ from gags.evaluate import (
     Consistency,
     ConsistencyConfig,
     Evaluation,
+    FrameLabels,
     HitsOf,
     Labels,
     Protocol,
@@ -34,6 +35,7 @@ from gags.evaluate import (
 )
 from gags.exchange import LanguageFeatures
 from gags.gaussians import Gaussians, read_splats
+from gags.geometry import Camera
 from gags.query import Hit, QueryConfig, query_3d, relevancy_maps, render_selection, teacher_relevancy
 from gags.rasterize import render
 from gags.scene import Scene, positions_in_photograph, read_scene
@@ -135,6 +137,12 @@ class Run:
         quirks = config.reference_quirks or bool(self.description["config"].get("reference_quirks"))
         return replace(config, reference_quirks=quirks)
 
+    @property
+    def labels_folder(self) -> Path | None:
+        """The labels that the run was made with, where they still are; None if there are none."""
+        named = self.description["config"].get("labels") or Path(self.description["source"]) / "labels"
+        return Path(named) if Path(named).is_dir() else None
+
     def split(self, labels: Labels) -> Literal["published", "strict", "mixed"]:
         """``strict`` if every labelled view is held out, ``published`` if none is, else ``mixed``."""
         held_out_names = {view.name for view in self.scene.held_out_views}
@@ -199,6 +207,20 @@ def evaluate_run(
         config=query_config,
         image_names=image_names,
     )
+
+
+def labelled_views(run: Run, labels_folder: Path) -> list[tuple[Camera, FrameLabels]]:
+    """Labels of the run's views as the views show them, each with its camera at the labels' size.
+
+    Raises a GagsError if none of the labelled photographs is a view.
+    """
+    labels = _undistorted_labels(run.scene, _labels_of_views(run.scene, load_labels(labels_folder)))
+    views = {view.name: view for view in run.scene.views}
+    return [
+        (views[frame.image_name].camera.resized(frame.width, frame.height), frame)
+        for frame in labels.frames
+        if frame.image_name in views
+    ]
 
 
 def _labels_of_views(scene: Scene, labels: Labels) -> Labels:

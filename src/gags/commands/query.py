@@ -9,16 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
+from jaxtyping import UInt8
+from torch import Tensor
 
 from gags.commands._report import print_json, print_rows, say, slug
 from gags.distill import LanguageField
 from gags.errors import GagsError
 from gags.gaussians import write_splats
+from gags.geometry import Camera
 from gags.pictures import write_hit_pictures
 from gags.query import Hit, QueryConfig, Selection, best_view, query, query_3d
+from gags.rasterize import render
 from gags.runs import FieldKind, Run, open_run
-from gags.scene import View
+from gags.scene import View, read_camera
 from gags.settings import check_settings
 
 
@@ -36,6 +41,8 @@ class Arguments:
     """How relevancy becomes points, masks and selections."""
     view: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """File name of a view to look in (repeatable), or 'all'; without it, the view that shows the find best."""
+    camera: Path | None = None
+    """File with a camera, as the page of 'gags view' saves it: look from there instead of from a photograph's place."""
     select_3d: Annotated[bool, tyro.conf.arg(name="3d")] = False
     """Find the Gaussians instead: ids, centroid, box and a .ply of the selection."""
     field: FieldKind | None = None
@@ -55,6 +62,11 @@ def main(arguments: Sequence[str]) -> None:
     if options.select_3d and options.view:
         raise GagsError(
             f"query --3d: expected no --view, since it searches the whole scene, found --view {options.view[0]}; leave one out"
+        )
+    if options.camera is not None and (options.select_3d or options.view):
+        raise GagsError(
+            f"query --camera {options.camera}: expected no other place to look, found "
+            f"{'--3d' if options.select_3d else f'--view {options.view[0]}'}; leave one out"
         )
     run = open_run(options.run)
     options = dataclasses.replace(options, query=run.query_config(options.query))
@@ -79,24 +91,33 @@ def _hit_rows(options: Arguments, run: Run, field: LanguageField, out: Path) -> 
     wanted = _phrases_by_view(options, run, field)
     rows = []
     for view, phrases in wanted:
+        photo = None if options.camera is None else _rendered(run, view.camera)
         started = time.perf_counter()
         hits = query(field, view.camera, phrases, run.encoder, options.query)
         seconds = (time.perf_counter() - started) / len(phrases)
         for hit in hits:
             row = _hit_row(hit, view, seconds)
             if options.pictures:
-                row["pictures"] = write_hit_pictures(hit, view, out / slug(hit.phrase))
+                row["pictures"] = write_hit_pictures(hit, view, out / slug(hit.phrase), photo)
             rows.append(row)
     return sorted(rows, key=lambda row: options.phrases.index(row["phrase"]))
 
 
 def _phrases_by_view(options: Arguments, run: Run, field: LanguageField) -> list[tuple[View, Sequence[str]]]:
+    if options.camera is not None:
+        # no photograph was taken there: a view by the name of the file stands in
+        return [(View(options.camera.name, read_camera(options.camera), options.camera), options.phrases)]
     if "all" in options.view:
         return [(view, options.phrases) for view in run.scene.views]
     if options.view:
         return [(run.scene.view(name), options.phrases) for name in options.view]
     selections = query_3d(field, options.phrases, run.encoder, options.query)
     return [(best_view(field.gaussians, selection, run.scene.views), [selection.phrase]) for selection in selections]
+
+
+def _rendered(run: Run, camera: Camera) -> UInt8[Tensor, "height width 3"]:
+    """What a camera sees of the splats, where there is no photograph."""
+    return (render(run.gaussians, camera).colors.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _hit_row(hit: Hit, view: View, seconds: float) -> dict[str, Any]:

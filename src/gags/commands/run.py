@@ -12,11 +12,17 @@ from typing import Annotated
 import tyro
 
 from gags.commands._report import say, say_costs
+from gags.commands.report import write_report
+from gags.commands.view import show
 from gags.distill import Levels
 from gags.errors import GagsError
 from gags.pipeline import RunConfig, run
 from gags.presets import PRESETS, PresetName
+from gags.query import QueryConfig
+from gags.report import ReportConfig
+from gags.runs import Run
 from gags.segment import Prompts
+from gags.view import LiveView, ViewConfig
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,12 @@ class Arguments:
     """What the settings start from: fast (minutes on a laptop), balanced, paper (the publication's numbers)."""
     levels: Levels | None = None
     """Short for --distill.levels, and --lift.levels where it is one of them: which levels the field learns from."""
+    view: bool = False
+    """Serve a page on which the trainings can be watched, and that of 'gags view' when they are done, until interrupted."""
+    page: ViewConfig = dataclasses.field(default_factory=ViewConfig)
+    """Where that page is served."""
+    report: bool = True
+    """Write RUN/report.html when all is done: a page with pictures, curves, costs and answers ('gags report')."""
     prompts: Prompts | None = None
     """Short for --segment.prompts: depth (GaS) or uniform (a grid of as many points)."""
 
@@ -45,9 +57,31 @@ def main(arguments: Sequence[str]) -> None:
     default = Arguments(source=Path(), out=Path(), config=preset_config(arguments))
     required = dataclasses.replace(default, source=tyro.MISSING, out=tyro.MISSING)
     options = tyro.cli(Arguments, args=list(arguments), prog="gags run", default=required)
-    result = run(options.source, options.out, _with_short_flags(options))
+    live = LiveView(options.page) if options.view else None
+    try:
+        if live is not None:
+            say(f"watch it at {live.url}")
+        result = run(options.source, options.out, _with_short_flags(options), watcher=live)
+    finally:
+        if live is not None:
+            live.stop()
+    page = _report(result) if options.report else None
     say_costs(result.folder)
+    if page is not None:
+        say(f"\nThe run on one page:   {page}")
     say(f'\nNow ask it something:  gags query {options.out} "your words"')
+    say(f"or in the browser:     gags view {options.out}")
+    if options.view:
+        show(result, None, result.query_config(QueryConfig()), options.page, browser=False)
+
+
+def _report(result: Run) -> Path | None:
+    """The report's path; None, and a word on why, where it cannot be made: the run itself is there all the same."""
+    try:
+        return write_report(result, None, QueryConfig(), ReportConfig())
+    except GagsError as error:
+        say(f"no report: {error}")
+        return None
 
 
 def _with_short_flags(options: Arguments) -> RunConfig:

@@ -152,6 +152,7 @@ def distill(
     resume: DistillState | None = None,
     on_checkpoint: Callable[[DistillState], None] | None = None,
     encoder_name: str = "",
+    on_log: Callable[[Mapping[str, float]], None] | None = None,
 ) -> LanguageField:
     """Learn a feature for every Gaussian and both decoders from the training views' masks and embeddings.
 
@@ -159,6 +160,7 @@ def distill(
         resume: go on from here; the other arguments must be those of the interrupted training.
         on_checkpoint: receives the state every ``config.checkpoint_every`` iterations.
         encoder_name: is noted in the field.
+        on_log: receives each row of the loss history as it is made.
 
     Raises:
         GagsError: a setting out of range, no training view, a view without masks or embeddings, no labelled pixel, a
@@ -172,7 +174,9 @@ def distill(
         training.restore(resume)
         first = resume.iteration
     for iteration in track(range(first, config.iterations), "distill"):
-        training.step(views, iteration)
+        row = training.step(views, iteration)
+        if on_log is not None and row is not None:
+            on_log(row)
         if on_checkpoint is not None and config.checkpoint_every and (iteration + 1) % config.checkpoint_every == 0:
             on_checkpoint(training.state(iteration + 1))
     return training.finished(gaussians, encoder_name)
@@ -241,8 +245,8 @@ class _Training:
         self.history: list[list[float]] = []
         self.running = [0.0] * (len(_LOSSES) - 1)
 
-    def step(self, views: list[_TrainingView], iteration: int) -> None:
-        """One optimiser step."""
+    def step(self, views: list[_TrainingView], iteration: int) -> dict[str, float] | None:
+        """One optimiser step; returns the row that it adds to the loss history, if it does."""
         config = self.config
         entropy_weight, region_weight = config.loss_weights(iteration)
         self.optimizer.zero_grad(set_to_none=True)
@@ -253,11 +257,12 @@ class _Training:
             for index, loss in enumerate((total, losses.distill, losses.entropy, losses.region)):
                 self.running[index] += float(loss.detach()) / config.views_per_iteration
         self.optimizer.step()
-        if (iteration + 1) % config.log_every == 0 or iteration + 1 == config.iterations:
-            averaged = (iteration % config.log_every) + 1
-            self.history.append([float(iteration + 1), *(value / averaged for value in self.running)])
-            self.running = [0.0] * len(self.running)
-            logger.debug("iteration %d: %s", iteration + 1, dict(zip(_LOSSES[1:], self.history[-1][1:], strict=True)))
+        if (iteration + 1) % config.log_every and iteration + 1 < config.iterations:
+            return None
+        averaged = (iteration % config.log_every) + 1
+        self.history.append([float(iteration + 1), *(value / averaged for value in self.running)])
+        self.running = [0.0] * len(self.running)
+        return dict(zip(_LOSSES, self.history[-1], strict=True))
 
     def state(self, iteration: int) -> DistillState:
         """A copy of everything that the next iterations depend on."""

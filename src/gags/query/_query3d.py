@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -60,12 +61,16 @@ def query_3d(
     means = field.gaussians.means
     selected = smooth_selection(means, stretch(scores, (-1,)) > config.threshold, config)
     return [
-        _describe(phrase, means, score, chosen) for phrase, score, chosen in zip(phrases, scores, selected, strict=True)
+        describe_selection(phrase, means, score, chosen)
+        for phrase, score, chosen in zip(phrases, scores, selected, strict=True)
     ]
 
 
 def smooth_selection(
-    means: Float[Tensor, "gaussian 3"], selected: Bool[Tensor, "phrase gaussian"], config: QueryConfig
+    means: Float[Tensor, "gaussian 3"],
+    selected: Bool[Tensor, "phrase gaussian"],
+    config: QueryConfig,
+    nearest: Int[Tensor, "gaussian neighbour"] | None = None,
 ) -> Bool[Tensor, "phrase gaussian"]:
     """Let every Gaussian's neighbourhood vote: many selected neighbours select it, few drop it, else it stays.
 
@@ -73,12 +78,17 @@ def smooth_selection(
     than its own. Here the voters are the ``smooth_neighbours`` nearest Gaussians, themselves included, and the
     reference's bounds of 20 and 10 become a half and a quarter of them: the result does not change with the scene's
     scale. Small scenes vote in proportion. ``reference_quirks`` counts within the radius.
+
+    Args:
+        nearest: ``nearest_gaussians(means, config.smooth_neighbours)``, where it is at hand already.
     """
     if config.reference_quirks:
         votes = neighbour_counts(means, selected, config.smooth_radius)
         share = 1.0
     else:
-        votes, share = _nearest_votes(means, selected, config.smooth_neighbours)
+        nearest = nearest_gaussians(means, config.smooth_neighbours) if nearest is None else nearest
+        votes = selected[:, nearest.to(selected.device)].sum(dim=2)
+        share = nearest.shape[1] / config.smooth_neighbours
     kept = selected & ~(votes < share * config.smooth_min_votes)
     return kept | (votes > share * config.smooth_votes)
 
@@ -95,18 +105,14 @@ def neighbour_counts(
     return torch.from_numpy(counts).to(means.device)
 
 
-def _nearest_votes(
-    means: Float[Tensor, "gaussian 3"], selected: Bool[Tensor, "phrase gaussian"], neighbours: int
-) -> tuple[Int[Tensor, "phrase gaussian"], float]:
-    """Selected ones among each Gaussian's nearest, and how much of the wanted neighbourhood the scene can fill."""
-    count = min(neighbours, means.shape[0])
+def nearest_gaussians(means: Float[Tensor, "gaussian 3"], count: int) -> Int[Tensor, "gaussian neighbour"]:
+    """Ids of each Gaussian's ``count`` nearest, itself first; fewer in a smaller scene."""
     centers = means.cpu().numpy()
-    _, nearest = cKDTree(centers).query(centers, k=np.arange(1, count + 1), workers=-1)
-    votes = selected[:, torch.from_numpy(nearest).to(selected.device)].sum(dim=2)
-    return votes, count / neighbours
+    _, nearest = cKDTree(centers).query(centers, k=np.arange(1, min(count, len(centers)) + 1), workers=-1)
+    return torch.from_numpy(nearest)
 
 
-def _describe(
+def describe_selection(
     phrase: str,
     means: Float[Tensor, "gaussian 3"],
     scores: Float[Tensor, " gaussian"],
@@ -151,25 +157,48 @@ def render_selection(gaussians: Gaussians, selection: Selection, camera: Camera,
 
 
 def best_view(gaussians: Gaussians, selection: Selection, views: Sequence[View]) -> View:
-    """The view that shows a selection best: most of it, and large.
+    """The view that shows a selection best: most of it, and large (``best_views``).
 
-    A view is worth the number of selected Gaussians that it sees, divided by their median depth. Views are ranked as if
-    nothing was in the way; the best of those are then rendered small, and what their depth maps hide does not count.
     For an empty selection the most relevant hundredth of the Gaussians stands in.
+
+    Raises:
+        GagsError: there are no views.
+    """
+    ids = selection.gaussian_ids
+    if len(ids) == 0:
+        ids = selection.relevancy.topk(max(1, len(selection.relevancy) // 100)).indices
+    return best_views(gaussians, [ids], views)[0]
+
+
+def best_views(gaussians: Gaussians, groups: Sequence[Int[Tensor, " chosen"]], views: Sequence[View]) -> list[View]:
+    """For each group of Gaussians the view that shows it best.
+
+    A view is worth the number of the group's Gaussians that it sees, divided by their median depth. Views are ranked as if
+    nothing was in the way; the best of those are then rendered small, and what their depth maps hide does not count.
 
     Raises:
         GagsError: there are no views.
     """
     if not views:
         raise GagsError("best view: expected at least one view to choose from, found none")
-    ids = selection.gaussian_ids
-    if len(ids) == 0:
-        ids = selection.relevancy.topk(max(1, len(selection.relevancy) // 100)).indices
-    means = gaussians.means[ids]
-    ranked = sorted(views, key=lambda view: -_worth(view.camera, means, None))
-    candidates = [(view, view.camera.limited(_OCCLUSION_SIDE_PX)) for view in ranked[:_OCCLUSION_CANDIDATES]]
-    worth = [_worth(camera, means, render(gaussians, camera).depth) for _, camera in candidates]
-    return candidates[int(np.argmax(worth))][0]
+
+    @cache
+    def small_view(index: int) -> tuple[Camera, Float[Tensor, "height width"]]:
+        camera = views[index].camera.limited(_OCCLUSION_SIDE_PX)
+        return camera, render(gaussians, camera).depth
+
+    chosen = []
+    for ids in groups:
+        means = gaussians.means[ids]
+        ranked = np.argsort([-_worth(view.camera, means, None) for view in views], kind="stable")[
+            :_OCCLUSION_CANDIDATES
+        ]
+        worth = []
+        for index in ranked.tolist():
+            camera, depth = small_view(index)
+            worth.append(_worth(camera, means, depth))
+        chosen.append(views[int(ranked[int(np.argmax(worth))])])
+    return chosen
 
 
 def _worth(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from gags.errors import GagsError
@@ -22,9 +24,13 @@ class ReconstructState:
     step: int
     """Iterations done."""
     tensors: dict[str, Tensor]
-    """``parameter/NAME``, its Adam moments ``adam/NAME/KEY``, the densification's sums ``strategy/KEY``."""
+    """``parameter/NAME``, its Adam moments ``adam/NAME/KEY``, the densification's sums ``strategy/KEY``, the log's ``log/sums``."""
     config: ReconstructConfig
     """What the training was started with."""
+
+    def gaussians(self) -> Gaussians:
+        """The Gaussians at this step."""
+        return _gaussians({name: self.tensors[f"parameter/{name}"] for name in _names(self.tensors)})
 
     def to_state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors for a safetensors file and metadata for JSON."""
@@ -58,13 +64,23 @@ class Training:
     """One a parameter, by the same names, as gsplat's strategies have it."""
     strategy_state: dict[str, Any]
     """gsplat's running sums between two refinements."""
+    log_sums: Float[Tensor, " 3"] = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
+    """Since the last row of the log: losses, squared errors (colours 0..1), iterations."""
 
     def gaussians(self) -> Gaussians:
         """The present parameters, copied, on the CPU."""
-        values = {name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()}
-        bands = [values[name] for name in ("sh0", "shN") if name in values]
-        sh = torch.cat(bands, dim=1).contiguous()
-        return Gaussians(values["means"], values["quats"], values["scales"], values["opacities"], sh)
+        return _gaussians({name: parameter.detach().cpu().clone() for name, parameter in self.parameters.items()})
+
+    def log_row(self) -> dict[str, float]:
+        """The means since the last row; they begin anew."""
+        loss, squared_error, count = self.log_sums.tolist()
+        self.log_sums.zero_()
+        row: dict[str, float] = {"iteration": self.step, "gaussians": len(self.parameters["means"])}
+        # views in which nothing of the scene is in sight do not count
+        if count > 0:
+            # a picture without any error would have no finite ratio
+            row |= {"loss": loss / count, "psnr_db": -10 * math.log10(max(squared_error / count, 1e-10))}
+        return row
 
     def snapshot(self, config: ReconstructConfig) -> ReconstructState:
         """A copy that later iterations leave alone, on the CPU."""
@@ -76,6 +92,7 @@ class Training:
         for key, value in self.strategy_state.items():
             if isinstance(value, Tensor):
                 tensors[f"strategy/{key}"] = value
+        tensors["log/sums"] = self.log_sums
         copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         return ReconstructState(self.step, copies, config)
 
@@ -103,11 +120,7 @@ def resume_training(state: ReconstructState, extent: float, config: ReconstructC
             f"reconstruct: expected a checkpoint of the same configuration, found changes ({changed}); "
             "delete the checkpoint or train with its numbers"
         )
-    values = {
-        name.removeprefix("parameter/"): tensor
-        for name, tensor in state.tensors.items()
-        if name.startswith("parameter/")
-    }
+    values = {name: state.tensors[f"parameter/{name}"] for name in _names(state.tensors)}
     training = _training(state.step, values, extent, config)
     for name, tensor in state.tensors.items():
         kind, *rest = name.split("/")
@@ -118,7 +131,20 @@ def resume_training(state: ReconstructState, extent: float, config: ReconstructC
             optimizer.state[training.parameters[rest[0]]][rest[1]] = tensor.to(device, copy=True)
         elif kind == "strategy":
             training.strategy_state[rest[0]] = tensor.to(config.device, copy=True)
+        elif kind == "log":
+            training.log_sums.copy_(tensor)
     return training
+
+
+def _names(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The parameters in a snapshot."""
+    return [name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")]
+
+
+def _gaussians(values: Mapping[str, Tensor]) -> Gaussians:
+    bands = [values[name] for name in ("sh0", "shN") if name in values]
+    sh = torch.cat(bands, dim=1).contiguous()
+    return Gaussians(values["means"], values["quats"], values["scales"], values["opacities"], sh)
 
 
 def _training(step: int, values: Mapping[str, Tensor], extent: float, config: ReconstructConfig) -> Training:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 _FINAL_MEANS_LR = 0.01
 # Coarser pictures than this say nothing of the scene, and SSIM's window is 11 pixels wide.
 _MIN_SIDE_PX = 32
+# Iterations that a row of the log averages.
+_LOG_EVERY = 50
 # Independent streams of random numbers under one seed.
 _ORDER, _BACKGROUND, _SPLIT = 0, 1, 2
 
@@ -59,6 +61,7 @@ def reconstruct(
     config: ReconstructConfig,
     resume: ReconstructState | None = None,
     on_checkpoint: Callable[[ReconstructState], None] | None = None,
+    on_log: Callable[[Mapping[str, float]], None] | None = None,
 ) -> Gaussians:
     """Train Gaussians on the scene's training views.
 
@@ -71,6 +74,7 @@ def reconstruct(
         config: every number of the training.
         resume: a state that ``on_checkpoint`` was given, of the same scene and configuration.
         on_checkpoint: called with the state after every ``config.checkpoint_every`` iterations.
+        on_log: called every 50 iterations with their mean loss and PSNR on the training images, and the number of Gaussians.
 
     Returns:
         The trained Gaussians, float32, on the CPU.
@@ -102,6 +106,10 @@ def reconstruct(
         if config.reset_every and 0 < step < config.refine_stop and step % config.reset_every == 0:
             reset_opacities(training.parameters, training.optimizers, 2 * config.prune_opacity)
         training.step = step + 1
+        if training.step % _LOG_EVERY == 0 or training.step == config.iterations:
+            row = training.log_row()
+            if on_log is not None:
+                on_log(row)
         due = config.checkpoint_every and training.step % config.checkpoint_every == 0
         if on_checkpoint is not None and due and training.step < config.iterations:
             on_checkpoint(training.snapshot(config))
@@ -160,7 +168,10 @@ def _train_step(
     if bool((info["radii"] > 0).all(dim=-1).any()):
         strategy.step_pre_backward(parameters, training.optimizers, training.strategy_state, step, info)
         reference = target.image.to(config.device, torch.float32) / 255
-        photometric_loss(image, reference, config.ssim_weight).backward()
+        loss = photometric_loss(image, reference, config.ssim_weight)
+        loss.backward()
+        squared_error = (image.detach() - reference).square().mean()
+        training.log_sums += torch.tensor([float(loss.detach()), float(squared_error), 1.0], dtype=torch.float64)
         decay = _FINAL_MEANS_LR ** (step / config.iterations)
         training.optimizers["means"].param_groups[0]["lr"] = config.means_lr * extent * decay
         for optimizer in training.optimizers.values():

@@ -33,7 +33,7 @@ def save_scene(scene: Scene, folder: Path) -> None:
     if scene.left_out:
         write_json(folder / "left_out.json", scene.left_out)
     views = [
-        {"name": view.name, "camera": _camera_to_json(view.camera), "image": file, "held_out": view.held_out}
+        {"name": view.name, "camera": camera_to_json(view.camera), "image": file, "held_out": view.held_out}
         | ({} if view.lens is None else {"lens": view.lens})
         for view, file in zip(scene.views, files, strict=True)
     ]
@@ -92,7 +92,8 @@ def _view_from_json(folder: Path, entry: dict[str, Any]) -> View:
     return View(entry["name"], camera, folder / entry["image"], entry["held_out"], lens)
 
 
-def _camera_to_json(camera: Camera) -> dict[str, Any]:
+def camera_to_json(camera: Camera) -> dict[str, Any]:
+    """A camera as ``views.json`` and the files of ``read_camera`` have it."""
     return {
         # float32 as double: every digit that is needed to get the same number back
         "T_camera_world": camera.T_camera_world.tolist(),
@@ -103,6 +104,39 @@ def _camera_to_json(camera: Camera) -> dict[str, Any]:
         "width": camera.width,
         "height": camera.height,
     }
+
+
+def read_camera(path: Path) -> Camera:
+    """The camera in a JSON file, as ``camera_to_json`` describes it (the page of ``gags view`` saves them).
+
+    Raises:
+        GagsError: no such file, or no camera in it.
+    """
+    return _checked_camera(path, read_json(path))
+
+
+def read_cameras(path: Path) -> list[Camera]:
+    """The cameras in a JSON file: a list of what ``read_camera`` reads, or one alone.
+
+    Raises:
+        GagsError: no such file, or something else than cameras in it.
+    """
+    content = read_json(path)
+    return [_checked_camera(path, entry) for entry in (content if isinstance(content, list) and content else [content])]
+
+
+def _checked_camera(path: Path, entry: Any) -> Camera:
+    try:
+        camera = _camera_from_json(entry)
+        complete = camera.T_camera_world.shape == (4, 4) and min(camera.width, camera.height) > 0
+    except (TypeError, ValueError):
+        complete = False
+    if not complete:
+        raise GagsError(
+            f"{path}: expected a camera (T_camera_world, fx_px, fy_px, cx_px, cy_px, width, height), found something else; "
+            "save one from the page of 'gags view'"
+        )
+    return camera
 
 
 def _camera_from_json(entry: dict[str, Any]) -> Camera:
