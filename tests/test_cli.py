@@ -281,8 +281,23 @@ def test_mistakes_are_one_clear_line(finished: Path, tmp_path: Path, capsys: pyt
 
 def test_nothing_is_left_behind_by_a_run_that_cannot_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    mistake(["run", str(tmp_path / "empty"), "--out", str(tmp_path / "out")], capsys)
+    empty = ["run", str(tmp_path / "empty"), "--out", str(tmp_path / "out")]
+    mistake(empty, capsys)
+    assert "found nothing; check the path" in mistake(["run", str(tmp_path / "none"), *empty[2:]], capsys)
+    assert "nowhere: expected a folder" in mistake([*empty, "--labels", str(tmp_path / "nowhere")], capsys)
+    mistake([*empty, "--segmenter", "sam", "--segmenter-weights", str(tmp_path / "none.pth")], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_inside_compiled_code_is_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> None:
+        raise SystemError("returned a result with an exception set") from KeyboardInterrupt()
+
+    monkeypatch.setattr("gags.commands.doctor.main", interrupted)
+    assert main(["doctor"]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on where it stopped\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="mounting a small tmpfs needs root on Linux")

@@ -260,6 +260,8 @@ def test_one_process_at_a_time_makes_a_run(tmp_path: Path) -> None:
     again = RunFolder.create(tmp_path)
     with run.locked(), pytest.raises(GagsError, match="nobody is writing, found another gags process"), again.locked():
         pass
-    # neither the lock that was let go nor its file is in the way
+    # nothing was made
+    assert not tmp_path.exists()
     with RunFolder.create(tmp_path).locked():
-        pass
+        (tmp_path / "x").touch()
+    assert (tmp_path / "x").exists()

@@ -61,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"error: {error.filename or 'a file'}: the disk is full; free some space, then run the same command\n"
         )
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemError) as error:
+        # numba reports an interruption in its midst as an error of its own
+        if isinstance(error, SystemError) and not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
         sys.stderr.write("stopped; the same command goes on where it stopped\n")
         return 130
     return 0

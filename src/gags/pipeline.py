@@ -164,10 +164,16 @@ def run(
     config.check()
     if config.tensorboard:
         require_tensorboard()
+    if not source.is_dir():
+        raise GagsError(
+            f"{source}: expected a folder (a COLMAP scene or photographs), found {_kind(source)}; check the path"
+        )
+    if config.labels is not None:
+        # they are used after hours of work
+        load_labels(config.labels)
     labels_folder = config.labels or (source / "labels" if (source / "labels").is_dir() else None)
     excluded = _labelled_names(labels_folder) if config.exclude_labelled else []
     _check_brought_files(config)
-    folder = RunFolder.create(out)
     config = dataclasses.replace(
         config.with_quirks(),
         segmenter_weights=_absolute(config.segmenter_weights),
@@ -176,8 +182,9 @@ def run(
     )
     segmenter = segmenter or make_segmenter(config.segmenter, config.segmenter_weights)
     encoder = encoder or make_encoder(config.encoder, config.encoder_weights)
+    folder = RunFolder.create(out)
     with folder.locked():
-        _make_all(folder, source, excluded, config, segmenter, encoder)
+        _make_all(folder, source, excluded, config, segmenter, encoder, watcher)
     return Run(folder, encoder, segmenter)
 
 
@@ -188,6 +195,7 @@ def _make_all(
     config: RunConfig,
     segmenter: Segmenter,
     encoder: ImageTextEncoder,
+    watcher: Watcher | None,
 ) -> None:
     """Every stage in turn, from the products of those before."""
     scene_stage = _make_scene(folder, source, config, excluded)
@@ -329,8 +337,6 @@ def package_version(name: str) -> str:
 
 
 def _make_scene(folder: RunFolder, source: Path, config: RunConfig, excluded: Sequence[str]) -> Stage:
-    if not source.is_dir():
-        raise GagsError(f"{source}: expected a folder (a COLMAP scene or photographs), found {_kind(source)}")
     parts = [part for part in ("sparse", "colmap", config.scene.images_folder) if (source / part).is_dir()]
     content = {part: fingerprint_files(source / part) for part in parts} or {"photos": fingerprint_files(source, "*")}
     stage = folder.stage("scene", {"source": content, "scene": config.scene, "excluded": excluded})
@@ -341,8 +347,6 @@ def _make_scene(folder: RunFolder, source: Path, config: RunConfig, excluded: Se
             # nothing half-written stays, but cameras that took long to make do
             if not stage.path("work/model").exists():
                 shutil.rmtree(stage.folder)
-                if not any(folder.root.iterdir()):
-                    folder.root.rmdir()
             raise
     return stage
 

@@ -107,13 +107,18 @@ class Run:
 
     @property
     def default_field(self) -> FieldKind:
-        """The field that the run was made with; gad of several."""
+        """The field that the run was made with; galift of several, which is what the presets for everyday use make."""
         named = self.description["config"]["field"]
-        return named if named in FIELD_KINDS else "gad"
+        return named if named in FIELD_KINDS else "galift"
 
     def field(self, kind: FieldKind | None = None) -> LanguageField:
         """The language field (None: ``default_field``)."""
         wanted = kind or self.default_field
+        if self.field_kinds and wanted not in self.field_kinds:
+            raise GagsError(
+                f"{self.folder.root}: expected the field {wanted}, found {', '.join(self.field_kinds)}; name one of these with "
+                f"--field, or make it: gags run ... --field {wanted}"
+            )
         stage = self.folder.finished_stage(f"field/{wanted}")
         tensors, metadata = read_tensors(stage.path("field.safetensors"))
         return LanguageField.from_state(self.gaussians, tensors, metadata)

@@ -305,6 +305,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Keep other processes from making this run at the same time; the lock ends with the process, however that ends.
 
+        A folder in which nothing was made is removed.
+
         Raises:
             GagsError: another process holds it.
         """
@@ -322,6 +324,8 @@ class RunFolder:
             yield
         finally:
             lock.release()
+            if [path.name for path in self.root.iterdir()] == [_LOCK]:
+                shutil.rmtree(self.root)
 
     def path(self, name: str) -> Path:
         """Where a file or folder of the run lies."""

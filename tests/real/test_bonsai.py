@@ -13,7 +13,7 @@ from gags.commands._report import say_costs
 from gags.pipeline import run
 from gags.presets import FAST
 from gags.query import QueryConfig, query
-from gags.runs import Run, evaluate_run
+from gags.runs import FIELD_KINDS, FieldKind, Run, evaluate_run
 from gags.scene import SceneConfig
 
 pytestmark = pytest.mark.real
@@ -48,18 +48,24 @@ def test_most_pixels_have_masks_on_all_levels(bonsai: Run) -> None:
     assert 10 <= len(masks.granularity) <= 1000
 
 
-def test_the_tree_is_found_on_the_table(bonsai: Run) -> None:
-    """The pink tree stands in the middle of every photograph's upper half: the peak must not be in a corner."""
+@pytest.mark.parametrize("kind", FIELD_KINDS)
+def test_every_field_answers_in_a_view(bonsai: Run, kind: FieldKind) -> None:
     view = bonsai.scene.view("DSCF5653.jpg")
-    (hit,) = query(bonsai.field("lift"), view.camera, ["flower pot"], bonsai.encoder, QueryConfig())
+    (hit,) = query(bonsai.field(kind), view.camera, ["bicycle"], bonsai.encoder, QueryConfig())
     assert hit.relevancy.shape == (view.camera.height, view.camera.width)
     assert torch.isfinite(hit.relevancy).all() and hit.relevancy.std() > 0.001
     x, y = hit.point_xy_px
     assert 0 <= x < view.camera.width and 0 <= y < view.camera.height
 
 
-def test_metrics_are_better_than_nothing(bonsai: Run, scenes_dir: Path) -> None:
-    result = evaluate_run(bonsai, scenes_dir / "bonsai/labels", "lift", QueryConfig()).to_json()
+@pytest.mark.parametrize(
+    ("kind", "miou", "localised"), [("galift", 0.15, 0.35), ("lift", 0.08, 0.2), ("gad", 0.005, 0.0)]
+)
+def test_metrics_are_better_than_nothing(
+    bonsai: Run, scenes_dir: Path, kind: FieldKind, miou: float, localised: float
+) -> None:
+    """gad's few iterations here only show that it runs: benchmarks/README.md has the figures of a whole one."""
+    result = evaluate_run(bonsai, scenes_dir / "bonsai/labels", kind, QueryConfig()).to_json()
     assert result["protocol"] == "rendered" and result["n_pairs"] >= 5
-    assert result["localisation_accuracy"] > 0.1
-    assert result["miou"] > 0.03
+    assert result["localisation_accuracy"] >= localised
+    assert result["miou"] > miou

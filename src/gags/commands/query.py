@@ -71,6 +71,8 @@ def main(arguments: Sequence[str]) -> None:
     run = open_run(options.run)
     options = dataclasses.replace(options, query=run.query_config(options.query))
     field = run.field(options.field)
+    # models of text are loaded when they are first used: that is no part of a query's seconds
+    run.encoder.encode_phrases(options.phrases)
     out = options.out or options.run / "renders" / "query"
     if options.select_3d:
         selections = query_3d(field, options.phrases, run.encoder, options.query)
@@ -80,6 +82,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.json:
         print_json(rows)
         return
+    if len(run.field_kinds) > 1:
+        say(f"asked the field {options.field or run.default_field}; the run has {', '.join(run.field_kinds)}")
     print_rows(rows, hidden=("pictures", "gaussian_ids"))
     for row in rows:
         if "pictures" in row:

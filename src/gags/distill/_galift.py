@@ -100,7 +100,8 @@ def galift(
     for level, name in enumerate(granularity.name.lower() for granularity in LEVELS):
         statistics[f"mean_resultant_length_{name}"] = float(lengths[seen, level].mean())
         statistics[f"trusted_{name}"] = float(level_weights[seen, level].mean())
-    logger.info("galift: %s", statistics)
+    shares = (f"{100 * statistics[f'trusted_{level.name.lower()}']:.0f} % {level.name.lower()}" for level in LEVELS)
+    logger.info("galift: splats trust %s", ", ".join(shares))
     meta = FieldMeta("galift", basis.shape[0], basis.shape[1], encoder_name, dict(statistics))
     return LanguageField(gaussians, features, LinearDecoder(basis), None, meta, level_weights)
 

@@ -95,7 +95,9 @@ def lift(
         "mean_resultant_length": float(lengths.mean()),
         "seen_fraction": float(seen.float().mean()),
     }
-    logger.info("lift: %s", statistics)
+    logger.info(
+        "lift: views agree on a splat with a mean resultant length of %.2f", statistics["mean_resultant_length"]
+    )
     meta = FieldMeta("lift", basis.shape[0], basis.shape[1], encoder_name, dict(statistics))
     return LanguageField(gaussians, functional.normalize(sums, dim=1), LinearDecoder(basis), None, meta)
 
