@@ -75,7 +75,7 @@ def test_the_quick_map_of_a_lifted_field_is_nearly_exact() -> None:
 
 
 def test_many_vectors_are_compared_with_the_features_themselves() -> None:
-    field, vectors, camera = _field(_linear()), _vectors(FEATURE_WIDTH - 26), blob_scene().scene.views[3].camera
+    field, vectors, camera = _field(_linear()), _vectors(FEATURE_WIDTH - 18), blob_scene().scene.views[3].camera
     assert torch.equal(field.similarity_map(camera, vectors, False), field.similarity_map(camera, vectors, True))
 
 
