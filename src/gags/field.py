@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool, Int, UInt8
 from torch import Tensor
 
 from gags.distill import LanguageField
@@ -17,7 +18,7 @@ from gags.geometry import Camera
 from gags.images import Rgb
 from gags.inventory import Inventory, InventoryConfig, take_inventory
 from gags.pictures import RenderMode, render_picture
-from gags.query import VOCABULARY, Hit, QueryConfig, Selection, best_view, query, query_3d
+from gags.query import VOCABULARY, Hit, QueryConfig, Selection, best_view, nearest_gaussians, query, query_3d
 from gags.runs import FieldKind, Run, open_run
 from gags.scene import View
 
@@ -66,7 +67,11 @@ class Field:
         Raises:
             GagsError: an empty phrase.
         """
-        return query_3d(self.language, [phrase], self.run.encoder, self.config)[0]
+        return query_3d(self.language, [phrase], self.run.encoder, self.config, self._nearest)[0]
+
+    @cached_property
+    def _nearest(self) -> Int[Tensor, "gaussian neighbour"]:
+        return nearest_gaussians(self.gaussians.means, self.config.smooth_neighbours)
 
     def best_view(self, selection: Selection) -> View:
         """The photograph that shows a selection best."""

@@ -173,7 +173,7 @@ def evaluate_run(
     """
     labels = _labels_of_views(run.scene, load_labels(labels_folder))
     split = run.split(labels)
-    query_config = run.query_config(query_config)
+    query_config = replace(run.query_config(query_config), exact=True)
     if query_config.reference_quirks:
         labels = reference_labels(labels, [view.name for view in run.scene.training_views])
     labels = _undistorted_labels(run.scene, labels)
@@ -279,7 +279,7 @@ def evaluate_once(
         "field": run.folder.finished_stage(f"field/{kind}").fingerprint,
         "labels": fingerprint_files(labels_folder, "*.json"),
         "protocol": protocol,
-        "query": to_json(run.query_config(query_config)),
+        "query": to_json(replace(run.query_config(query_config), exact=True)),
     }
     path = run.folder.path(f"metrics/evaluation_{kind}_{protocol}.json")
     if path.exists() and (kept := read_json(path)).get("made_from") == made_from:

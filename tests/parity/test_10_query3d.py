@@ -43,6 +43,10 @@ class _Field:
     def render(self, camera: Camera) -> Tensor:
         raise AssertionError("a query in 3D renders nothing")
 
+    @torch.no_grad()
+    def similarity(self, vectors: Tensor) -> Tensor:
+        return self.decode.codes(self.features) @ self.decode.fold(vectors)
+
 
 def _negatives(fixture: np.lib.npyio.NpzFile) -> tuple[str, ...]:
     return tuple(f"negative {row}" for row in range(len(fixture["neg_embeds"])))
@@ -75,7 +79,6 @@ def test_selection(parity_dir: Path) -> None:
         smooth_radius=float(fixture["smooth_radius"]),
         smooth_votes=int(fixture["smooth_threshold"]),
         smooth_min_votes=int(fixture["lower_count"]),
-        decode_rows=1000,
         reference_quirks=True,
     )
     for row, selection in enumerate(query_3d(field, phrases, encoder, config)):

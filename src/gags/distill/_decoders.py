@@ -41,12 +41,36 @@ class FeatureDecoder(nn.Module):
 
     def unnormalised(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch embedding"]:
         """The output of the last layer."""
+        return self.layers[8](self._hidden(features))
+
+    def codes(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch code"]:
+        """What the last layer sees, and 1 for its bias, divided by the length of what it gives.
+
+        With A = [weight, bias] of that layer the decoded vector is A c, and its product with v is c . (A^T v)
+        (``fold``): the widest layer is applied to the few vectors instead of to all features. Lengths are those of R h,
+        A = Q R: R is smaller than A, and nothing cancels as it would with A^T A.
+        """
+        hidden = functional.pad(self._hidden(features), (0, 1), value=1.0)
+        triangle = torch.linalg.qr(self._last_layer(), mode="r").R
+        return hidden / (hidden @ triangle.T).norm(dim=-1, keepdim=True).clamp(min=1e-12)
+
+    def fold(self, vectors: Float[Tensor, "vector embedding"]) -> Float[Tensor, "code vector"]:
+        """The matrix that turns ``codes`` into the dot products of decoded features with vectors."""
+        return self._last_layer().T @ vectors.T
+
+    def _last_layer(self) -> Float[Tensor, "embedding code"]:
+        layer = self.layers[8]
+        assert isinstance(layer, nn.Linear)
+        return torch.cat([layer.weight, layer.bias[:, None]], dim=1)
+
+    def _hidden(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch hidden"]:
+        """The input of the last layer."""
         layer = self.layers
         first = layer[0](features).relu()
         first = first + layer[2](layer[1](first).relu()).relu()
         second = layer[3](first).relu()
         second = second + layer[5](layer[4](second).relu()).relu()
-        return layer[8](layer[7](layer[6](second).relu()).relu())
+        return layer[7](layer[6](second).relu()).relu()
 
     @classmethod
     def from_layers(
@@ -120,6 +144,14 @@ class LinearDecoder(nn.Module):
     def forward(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch embedding"]:
         """Unit vectors (a zero vector stays zero)."""
         return functional.normalize(features @ self.basis, dim=-1, eps=1e-12)
+
+    def codes(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """The features, normalised: ``codes(features) @ fold(vectors)`` are the dot products of decoded features."""
+        return functional.normalize(features, dim=-1, eps=1e-12)
+
+    def fold(self, vectors: Float[Tensor, "vector embedding"]) -> Float[Tensor, "d vector"]:
+        """The vectors in the subspace's coordinates."""
+        return self.basis @ vectors.T
 
 
 def _linear_layers(widths: Sequence[int]) -> nn.ModuleList:

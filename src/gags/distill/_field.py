@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,6 +20,8 @@ from gags.rasterize import render
 
 _DECODE_ROWS = 16384
 """Features decoded at a time: the hidden layers stay at 16 MB each."""
+_LEADING = 16
+"""Coordinates of a lifted field that are rendered for the length of blended features."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,53 @@ class LanguageField:
         rows = features.reshape(-1, features.shape[-1])
         decoded = torch.cat([self.feature_decoder(chunk) for chunk in rows.split(_DECODE_ROWS)])
         return decoded.reshape(*features.shape[:-1], self.meta.embedding_width)
+
+    @torch.inference_mode()
+    def similarity(self, vectors: Float[Tensor, "vector embedding"]) -> Float[Tensor, "gaussian vector"]:
+        """Dot products of every Gaussian's own decoded feature with vectors; the first call decodes, later ones need a product."""
+        codes, used = self._codes
+        # Transposed, the product reads the codes once, at the memory's speed.
+        return (self._decoder.fold(vectors)[used].T @ codes.T).T
+
+    @torch.inference_mode()
+    def similarity_map(
+        self, camera: Camera, vectors: Float[Tensor, "vector embedding"], exact: bool
+    ) -> Float[Tensor, "height width vector"]:
+        """Dot products of a view's decoded features with vectors.
+
+        Args:
+            exact: render the features, decode every pixel. Else lifted fields are rendered in ``blended_lengths``'s way, in
+                as many channels as there are vectors and 26: a few per cent off where a pixel sees unlike things.
+        """
+        folded = self._decoder.fold(vectors)
+        if exact or not isinstance(self.feature_decoder, LinearDecoder) or self._is_narrow(len(vectors)):
+            rows = self.render(camera).flatten(0, 1)
+            products = torch.cat([self._decoder.codes(chunk) @ folded for chunk in rows.split(_DECODE_ROWS)])
+            return products.unflatten(0, (camera.height, camera.width))
+        channels = torch.cat([self.features @ folded, self._leading], dim=1)
+        blended, leading = render(self.gaussians, camera, colors=channels).colors.tensor_split((len(vectors),), dim=-1)
+        # As in normalize: where nothing is rendered 0 / 0 is to be 0.
+        return blended / blended_lengths(leading)[..., None].clamp(min=1e-12)
+
+    @property
+    def _decoder(self) -> FeatureDecoder | LinearDecoder:
+        assert isinstance(self.feature_decoder, FeatureDecoder | LinearDecoder)
+        return self.feature_decoder
+
+    @cached_property
+    def _codes(self) -> tuple[Float[Tensor, "gaussian used_code"], Bool[Tensor, " code"]]:
+        """Every Gaussian's code, without the columns that are 0 for all: a third of a learned decoder's."""
+        codes = torch.cat([self._decoder.codes(chunk) for chunk in self.features.split(_DECODE_ROWS)])
+        used = codes.any(dim=0)
+        return codes[:, used], used
+
+    @cached_property
+    def _leading(self) -> Float[Tensor, "gaussian leading_and_two"]:
+        return leading_coordinates(self.features, _LEADING)
+
+    def _is_narrow(self, vector_count: int) -> bool:
+        """Whether the features themselves are as few channels as what replaces them."""
+        return self.features.shape[1] <= vector_count + _LEADING + 2
 
     @property
     def knows_granularity(self) -> bool:
@@ -120,6 +170,27 @@ class LanguageField:
             granularity_decoder = GranularityDecoder(meta.feature_width)
             granularity_decoder.load_state_dict(entries)
         return cls(gaussians, features, feature_decoder, granularity_decoder, meta)
+
+
+def leading_coordinates(features: Float[Tensor, "gaussian d"], count: int) -> Float[Tensor, "gaussian leading_and_two"]:
+    """The features' coordinates along their ``count`` strongest directions (uncentred PCA), the length of those, and the
+    length of what they leave out."""
+    _, directions = torch.linalg.eigh(features.T @ features)
+    turned = features @ directions.flip(1)
+    leading, rest = turned[:, :count], turned[:, count:]
+    return torch.cat([leading, leading.norm(dim=1, keepdim=True), rest.norm(dim=1, keepdim=True)], dim=1)
+
+
+def blended_lengths(blended: Float[Tensor, "*batch leading_and_two"]) -> Float[Tensor, "*batch"]:
+    """The lengths of blended features, from their blended ``leading_coordinates``.
+
+    A blend is as long as its parts together where they point one way, and shorter where they do not. How much shorter is
+    known of the leading part; the rest is taken to shorten alike.
+    """
+    leading, sum_of_leading, sum_of_rest = blended.tensor_split((blended.shape[-1] - 2, blended.shape[-1] - 1), dim=-1)
+    # Where nothing is rendered all sums are 0, and so is the length.
+    ratio = sum_of_rest / sum_of_leading.clamp(min=1e-12)
+    return leading.norm(dim=-1) * (1 + ratio[..., 0].square()).sqrt()
 
 
 def _entries(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

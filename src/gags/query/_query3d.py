@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numba
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -16,8 +17,8 @@ from gags.encode import ImageTextEncoder
 from gags.errors import GagsError
 from gags.gaussians import Gaussians
 from gags.geometry import Camera, project
-from gags.query._query import Hit, QueryableField, QueryConfig, box_around, decoded_relevancy, phrase_vectors
-from gags.query._relevancy import mean_filter, peak, stretch
+from gags.query._query import Hit, QueryableField, QueryConfig, box_around, phrase_vectors
+from gags.query._relevancy import mean_filter, peak, relevancy_of_similarity, stretch
 from gags.rasterize import render
 from gags.scene import View
 
@@ -43,12 +44,19 @@ class Selection:
 
 
 def query_3d(
-    field: QueryableField, phrases: Sequence[str], encoder: ImageTextEncoder, config: QueryConfig
+    field: QueryableField,
+    phrases: Sequence[str],
+    encoder: ImageTextEncoder,
+    config: QueryConfig,
+    nearest: Int[Tensor, "gaussian neighbour"] | None = None,
 ) -> list[Selection]:
     """Search the Gaussians themselves (docs/method.md, stage 4, 3D; fixture 10).
 
     Each Gaussian's own feature is decoded and scored; relevancy is stretched over all Gaussians, thresholded and
     smoothed by a vote. All take part, whatever their opacity or size.
+
+    Args:
+        nearest: ``nearest_gaussians(field.gaussians.means, config.smooth_neighbours)``, where it is at hand already.
 
     Returns:
         A ``Selection`` for each phrase, in order.
@@ -57,9 +65,10 @@ def query_3d(
         GagsError: an empty phrase.
     """
     positives, negatives = phrase_vectors(phrases, encoder, config)
-    scores = decoded_relevancy(field, field.features, positives, negatives, config)
+    similarity = field.similarity(torch.cat([positives, negatives]))
+    scores = relevancy_of_similarity(similarity, len(positives), config.temperature).contiguous()
     means = field.gaussians.means
-    selected = smooth_selection(means, stretch(scores, (-1,)) > config.threshold, config)
+    selected = smooth_selection(means, stretch(scores, (-1,)) > config.threshold, config, nearest)
     return [
         describe_selection(phrase, means, score, chosen)
         for phrase, score, chosen in zip(phrases, scores, selected, strict=True)
@@ -87,10 +96,25 @@ def smooth_selection(
         share = 1.0
     else:
         nearest = nearest_gaussians(means, config.smooth_neighbours) if nearest is None else nearest
-        votes = selected[:, nearest.to(selected.device)].sum(dim=2)
+        votes = torch.from_numpy(_votes(selected.cpu().numpy(), nearest.numpy())).to(selected.device)
         share = nearest.shape[1] / config.smooth_neighbours
     kept = selected & ~(votes < share * config.smooth_min_votes)
     return kept | (votes > share * config.smooth_votes)
+
+
+@numba.njit(parallel=True, cache=True)
+def _votes(
+    selected: Bool[np.ndarray, "phrase gaussian"], nearest: Int[np.ndarray, "gaussian neighbour"]
+) -> Int32[np.ndarray, "phrase gaussian"]:
+    """How many of each Gaussian's neighbours are selected."""
+    votes = np.zeros(selected.shape, np.int32)
+    for phrase in range(selected.shape[0]):
+        for gaussian in numba.prange(nearest.shape[0]):
+            count = 0
+            for neighbour in range(nearest.shape[1]):
+                count += selected[phrase, nearest[gaussian, neighbour]]
+            votes[phrase, gaussian] = count
+    return votes
 
 
 def neighbour_counts(

@@ -29,8 +29,15 @@ def relevancy(
         temperature: t.
     """
     similarity = embeddings @ torch.cat([positives, negatives]).T.to(embeddings)
-    hardest = similarity[..., len(positives) :].amax(dim=-1, keepdim=True)
-    return torch.sigmoid(temperature * (similarity[..., : len(positives)] - hardest)).movedim(-1, 0)
+    return relevancy_of_similarity(similarity, len(positives), temperature)
+
+
+def relevancy_of_similarity(
+    similarity: Float[Tensor, "... vector"], phrase_count: int, temperature: float = 10.0
+) -> Float[Tensor, "phrase ..."]:
+    """``relevancy``, given the dot products with the phrases' vectors and, after them, with those of the negatives."""
+    hardest = similarity[..., phrase_count:].amax(dim=-1, keepdim=True)
+    return torch.sigmoid(temperature * (similarity[..., :phrase_count] - hardest)).movedim(-1, 0)
 
 
 def mean_filter(maps: Float[Tensor, "*maps height width"], kernel_px: int = 30) -> Float[Tensor, "*maps height width"]:

@@ -29,6 +29,8 @@ from gags.view._state import Question
 
 # Rows that are widened to float32 at a time: they stay in the cache.
 _ROWS = 4096
+# Features decoded at a time.
+_DECODED_ROWS = 65536
 # What ``largest_part`` needs.
 _LINKING = 11
 
@@ -67,7 +69,7 @@ class SearchIndex:
         # models of text are loaded when they are first used: not by the first question
         encoder.encode_phrases(config.negatives)
         parts, total = [], torch.zeros(field.meta.embedding_width, dtype=torch.float64)
-        for rows in field.features.split(config.decode_rows):
+        for rows in field.features.split(_DECODED_ROWS):
             decoded = field.decode(rows)
             parts.append(decoded.half())
             total += decoded.sum(dim=0)
