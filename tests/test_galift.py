@@ -16,7 +16,7 @@ from gags.distill._targets import downscaled
 from gags.errors import GagsError
 from gags.rasterize import blend_weights
 
-FULL = GaliftConfig(feature_width=EMBEDDING, downscale=3, min_blend_weight=0.0)
+FULL = GaliftConfig(feature_width=EMBEDDING, confirmation_power=0.0, downscale=3, min_blend_weight=0.0)
 AGREEMENT = GaliftConfig(size_prior=0.0)
 
 

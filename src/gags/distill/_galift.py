@@ -3,7 +3,8 @@
 For Gaussian i and level g let s_g(i) = sum over views and pixels of b t_g, with b the blend weights and t_g the unit
 features of the level-g masks. Its mean resultant length R_g(i) = |s_g(i)| / sum of b, in [0, 1], is 1 when all views agree
 (Mardia and Jupp, *Directional Statistics*, 2000, section 9.2). Each Gaussian takes its feature from the level that agrees most,
-where larger regions have a start: a patch of wall looks the same from everywhere, and says nothing.
+where larger regions have a start: a patch of wall looks the same from everywhere, and says nothing. A mask's votes weigh as much as
+the other views confirm it (``confirmations``): one that spills over two objects in this view alone has little to say.
 
 Everything happens in the ``feature_width``-dimensional subspace that keeps most of the masks' embeddings. Projection P
 shortens s_g by at most sum b |t_g - P t_g|, so R_g is low by at most the blend-weighted mean length of what the subspace
@@ -13,7 +14,7 @@ leaves out of the embeddings; with the width of the embeddings P is a rotation a
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from gags.distill._confirmation import confirmations, shown_labels
 from gags.distill._decoders import LinearDecoder
 from gags.distill._field import FieldMeta, LanguageField
 from gags.distill._lift import embedding_subspace
@@ -36,13 +38,18 @@ from gags.settings import Count, Neutral, NonNegative, Positive, Share, check_se
 
 logger = logging.getLogger(__name__)
 
+_SAMPLED_GAUSSIANS = 40_000
+"""What masks are compared by: as many, evenly spread, tell their IoU to a percent or two."""
+
 
 @dataclass(frozen=True)
 class GaliftConfig:
     """Settings of the granularity-aware lift."""
 
-    feature_width: Count = 128
+    feature_width: Count = 256
     """d, dimension of the subspace of the encoder's space that the field lives in; the encoder's width: nothing is lost."""
+    confirmation_power: NonNegative = 2.0
+    """A mask's votes are multiplied by (how far the other views confirm it, 0..1) to this power. 0: all masks count alike."""
     size_prior: NonNegative = 0.15
     """What levels are compared by is R + size_prior x ln(region size / picture size), both blend-weighted means over the
     views. 0: agreement alone. At 0.15 a region twice as large makes up for an R that is lower by 0.1."""
@@ -82,9 +89,10 @@ def galift(
     if not scene.training_views:
         raise GagsError("galift: expected training views, found none; hold fewer views out")
     basis, statistics = embedding_subspace(scene.training_views, embeddings, config.feature_width)
+    votes = _mask_votes(scene, gaussians, masks, embeddings, config)
     features, level_weights, lengths = (torch.zeros(len(gaussians), width) for width in (len(basis), 3, 3))
     for block in _blocks(len(gaussians), len(basis), config.memory_mb):
-        means, log_sizes = _level_means(scene, gaussians, masks, embeddings, basis, config, block)
+        means, log_sizes = _level_means(scene, gaussians, masks, embeddings, votes, basis, config, block)
         lengths[block] = means.norm(dim=2)
         level_weights[block] = trusted_levels(lengths[block], config.size_prior * log_sizes, config.temperature)
         features[block] = functional.normalize((level_weights[block][..., None] * means).sum(dim=1), dim=1)
@@ -133,11 +141,29 @@ def _blocks(gaussian_count: int, width: int, memory_mb: float) -> Iterator[slice
         yield slice(start, min(start + size, gaussian_count))
 
 
+def _mask_votes(
+    scene: Scene, gaussians: Gaussians, masks: GranularMasks, embeddings: MaskEmbeddings, config: GaliftConfig
+) -> dict[str, Float[Tensor, " mask"]]:
+    """What the vote of each view's masks weighs."""
+    views = scene.training_views
+    if config.confirmation_power == 0:
+        return {view.name: torch.ones(len(embeddings[view.name])) for view in views}
+    rows = torch.arange(0, len(gaussians), -(-len(gaussians) // _SAMPLED_GAUSSIANS))
+    shown = []
+    for view in track(views, "galift: confirm"):
+        labels = view_labels(view, masks, embeddings, config.downscale)
+        blend = blend_weights(gaussians, labels.camera, min_weight=config.min_blend_weight)
+        shown.append(shown_labels(gaussians.means, blend, labels.camera, labels.label_maps, rows))
+    confirmed = confirmations(shown, [len(embeddings[view.name]) for view in views])
+    return {view.name: values**config.confirmation_power for view, values in zip(views, confirmed, strict=True)}
+
+
 def _level_means(
     scene: Scene,
     gaussians: Gaussians,
     masks: GranularMasks,
     embeddings: MaskEmbeddings,
+    votes: Mapping[str, Float[Tensor, " mask"]],
     basis: Float[Tensor, "d embedding"],
     config: GaliftConfig,
     block: slice,
@@ -148,7 +174,7 @@ def _level_means(
     total = torch.zeros(len(gaussian_ids), 3 * (len(basis) + 2))
     for view in track(scene.training_views, "galift"):
         labels = view_labels(view, masks, embeddings, config.downscale)
-        targets = _level_targets(labels.label_maps.flatten(1), labels.embeddings @ basis.T)
+        targets = _level_targets(labels.label_maps.flatten(1), labels.embeddings @ basis.T, votes[view.name])
         blend = blend_weights(gaussians, labels.camera, min_weight=config.min_blend_weight)
         total += blend.columns.times(targets.flatten(1), gaussian_ids)
     sums = total.view(len(gaussian_ids), 3, len(basis) + 2)
@@ -158,13 +184,13 @@ def _level_means(
 
 
 def _level_targets(
-    labels: Int[Tensor, "3 pixel"], vectors: Float[Tensor, "mask d"]
+    labels: Int[Tensor, "3 pixel"], vectors: Float[Tensor, "mask d"], votes: Float[Tensor, " mask"]
 ) -> Float[Tensor, "pixel 3 d_and_two"]:
-    """Each level's feature at each pixel, the logarithm of its mask's share of the picture, and 1; all 0 where the level is
-    unlabelled."""
+    """Each level's feature at each pixel, the logarithm of its mask's share of the picture, and 1, times what the mask's vote
+    weighs; all 0 where the level is unlabelled."""
     sizes = torch.bincount(labels[labels >= 0], minlength=len(vectors)) / labels.shape[1]
     # Masks that are painted over, and so have no size, are never looked up.
     columns = torch.stack([sizes.clamp(min=1e-12).log(), torch.ones(len(vectors))], dim=1)
-    table = functional.pad(torch.cat([vectors, columns], dim=1), (0, 0, 0, 1))
+    table = functional.pad(votes[:, None] * torch.cat([vectors, columns], dim=1), (0, 0, 0, 1))
     # A label of -1 reads the row of zeros that was appended for it.
     return table[torch.where(labels < 0, len(vectors), labels).T.long()]
