@@ -16,7 +16,7 @@ from gags.distill._decoders import FeatureDecoder, GranularityDecoder, LinearDec
 from gags.errors import GagsError
 from gags.gaussians import Gaussians
 from gags.geometry import Camera
-from gags.rasterize import render
+from gags.rasterize import render_values
 
 _DECODE_ROWS = 16384
 """Features decoded at a time: the hidden layers stay at 16 MB each."""
@@ -56,7 +56,7 @@ class LanguageField:
 
     def render(self, camera: Camera) -> Float[Tensor, "height width d"]:
         """The feature map seen by a camera: alpha-blended features over a background of 0."""
-        return render(self.gaussians, camera, colors=self.features).colors
+        return render_values(self.gaussians, camera, self.features)
 
     @torch.inference_mode()
     def decode(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch embedding"]:
@@ -88,7 +88,7 @@ class LanguageField:
             products = torch.cat([self._decoder.codes(chunk) @ folded for chunk in rows.split(_DECODE_ROWS)])
             return products.unflatten(0, (camera.height, camera.width))
         channels = torch.cat([self.features @ folded, self._leading], dim=1)
-        blended, leading = render(self.gaussians, camera, colors=channels).colors.tensor_split((len(vectors),), dim=-1)
+        blended, leading = render_values(self.gaussians, camera, channels).tensor_split((len(vectors),), dim=-1)
         # As in normalize: where nothing is rendered 0 / 0 is to be 0.
         return blended / blended_lengths(leading)[..., None].clamp(min=1e-12)
 
@@ -124,7 +124,7 @@ class LanguageField:
         The weights add to 1, but to 0 where no Gaussian that has any is seen.
         """
         if self.level_weights is not None:
-            blended = render(self.gaussians, camera, colors=self.level_weights).colors
+            blended = render_values(self.gaussians, camera, self.level_weights)
             return functional.normalize(blended, p=1.0, dim=-1)
         if self.granularity_decoder is None:
             return None

@@ -5,3 +5,4 @@ from gags.rasterize._blend import BlendWeights as BlendWeights
 from gags.rasterize._blend import blend_weights as blend_weights
 from gags.rasterize._render import Rendering as Rendering
 from gags.rasterize._render import render as render
+from gags.rasterize._render import render_values as render_values

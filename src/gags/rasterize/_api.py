@@ -158,7 +158,9 @@ def _blended(
         transmittances.append(transmittance)
     transmittance = torch.stack(transmittances)[..., None]
     alphas = 1.0 - transmittance
-    return _finish(torch.stack(pictures), transmittance, alphas, backgrounds, render_mode), alphas
+    # a stack of one would be a copy of the largest tensor here
+    stacked = pictures[0][None] if len(pictures) == 1 else torch.stack(pictures)
+    return _finish(stacked, transmittance, alphas, backgrounds, render_mode), alphas
 
 
 def _channels(

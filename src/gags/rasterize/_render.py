@@ -1,4 +1,4 @@
-"""``render``: one picture of Gaussians from one camera, without gradients."""
+"""One picture of Gaussians from one camera, without gradients."""
 
 from __future__ import annotations
 
@@ -61,3 +61,22 @@ def render(
     )
     picture = pictures[0].to(home)
     return Rendering(colors=picture[..., :-1], depth=picture[..., -1], alpha=alphas[0, ..., 0].to(home))
+
+
+@torch.no_grad()
+def render_values(
+    gaussians: Gaussians, camera: Camera, values: Float[Tensor, "gaussian channel"]
+) -> Float[Tensor, "height width channel"]:
+    """Blend values of the Gaussians over 0, any number of channels: the colours of ``render``, without depth and its copies."""
+    pictures, _, _ = rasterization(
+        gaussians.means,
+        gaussians.quats,
+        gaussians.scales,
+        gaussians.opacities,
+        values,
+        camera.T_camera_world[None].to(values.device),
+        camera.K[None].to(values.device),
+        camera.width,
+        camera.height,
+    )
+    return pictures[0]
