@@ -53,8 +53,6 @@ class GaliftConfig:
     size_prior: NonNegative = 0.2
     """What levels are compared by is R + size_prior x ln(region size / picture size), both blend-weighted means over the
     views. 0: agreement alone. At 0.2 a region twice as large makes up for an R that is lower by 0.14."""
-    common_share: Share = 0.2
-    """Of each feature so much of all features' mean is taken away: what fits everything in the scene says nothing. 0: none."""
     temperature: NonNegative = 0.0
     """0: a Gaussian takes the level that compares best alone. Above: the levels' mean features are mixed with weights
     softmax(what they are compared by / temperature)."""
@@ -103,8 +101,6 @@ def galift(
         raise GagsError(
             "galift: expected labelled pixels, found none in any training view; segment with lower thresholds"
         )
-    own = features[seen] - config.common_share * features[seen].mean(dim=0)
-    features[seen] = functional.normalize(own, dim=1)
     statistics |= {
         "mean_resultant_length": float((level_weights * lengths)[seen].sum(dim=1).mean()),
         "seen_fraction": float(seen.float().mean()),
