@@ -16,6 +16,7 @@ settings.load_profile("gags")
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--parity-dir", type=Path, default=None, help="folder of reference fixtures (*.npz)")
     parser.addoption("--scenes-dir", type=Path, default=None, help="folder of real scenes (bonsai/, garden_points/)")
+    parser.addoption("--chromium", type=Path, default=None, help="Chromium's program, where it is not on the path")
 
 
 @pytest.fixture(scope="session")

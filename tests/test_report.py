@@ -111,7 +111,7 @@ def test_a_run_without_masks_logs_or_labels_has_a_report_all_the_same(tiny_run: 
     shutil.copytree(tiny_run, out, ignore=shutil.ignore_patterns("masks", "logs", "metrics", "features", "depth"))
     description = (out / "run.json").read_text()
     (out / "run.json").write_text(re.sub(r'"source": "[^"]*"', '"source": "/nowhere"', description))
-    assert main(["report", str(out), "--out", str(tmp_path / "page.html"), "--n-views", "1"]) == 0
+    assert main(["report", str(out), "--field", "gad", "--out", str(tmp_path / "page.html"), "--n-views", "1"]) == 0
     page = Page((tmp_path / "page.html").read_text())
     assert page.headings == ["Queries", "Inventory", "Views", "Training", "Time and memory", "Settings"]
     assert set(page.charts) == {f"distillation: {name}" for name in ("total", "distill", "entropy", "region")}

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import itertools
 import json
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -38,7 +37,7 @@ from gags.view._search import Answer, SearchIndex
 from gags.view._splats import CHUNK, covariances, display_ids, make_chunks
 from gags.view._state import MODES, History, Question, ViewState, parse_question
 from gags.view._worker import Worker
-from page_client import PageClient
+from page_client import PageClient, free_port
 
 N_EACH = 60
 """Gaussians on each of the tiny scene's balls, and on the floor."""
@@ -433,12 +432,6 @@ def page(scene: Scene) -> Iterator[Page]:
     page = serve(run, blobs(), QueryConfig(), ViewConfig(port=free_port()), ("red ball", "green ball", "floor"))  # type: ignore[arg-type]
     yield page
     page.stop()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def opened(page: Page) -> PageClient:

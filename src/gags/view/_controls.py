@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MAX_EARLIER = 8
 _SAVES = ("splats .ply", "splats .spz", "box and mask", "screenshot", "camera")
 _LEVELS = ("subpart", "part", "whole")
+_INVITATION = "Type what to find, then press Enter. Or click a thing to learn what it is."
 
 
 class Actions(Protocol):
@@ -144,7 +145,7 @@ class Controls:
 
     def show_answer(self, state: ViewState, selections: Sequence[Selection], sent: int, seconds: float) -> None:
         """The result card, and how long it took."""
-        self.idle(f"{seconds:.2f} s, {sent:,} splats sent" if state.text else "")
+        self.idle(f"{seconds:.2f} s, {sent:,} splats sent" if state.text else _INVITATION)
         self._card.content = "".join(_card(number, selection) for number, selection in enumerate(selections))
         self._card_folder.visible = bool(selections)
         found = tuple(selection.phrase for selection in selections if selection.box_world is not None)

@@ -41,7 +41,7 @@ _REST_S = 0.3
 """A camera that did not move for so long is at rest."""
 _FLIGHT_STEPS, _FLIGHT_S = 18, 0.6
 _BEST_PHRASES = 5
-_FRUSTUM_SIZE = 0.16
+_FRUSTUM_SIZE = 0.12
 """Height of a camera's picture in the scene, display units."""
 
 
