@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from gags.errors import GagsError
@@ -99,12 +99,12 @@ def rasterization(
 
 
 def _projected(
-    means: Tensor,
-    quats: Tensor,
-    scales: Tensor,
-    opacities: Tensor,
-    viewmats: Tensor,
-    Ks: Tensor,
+    means: Float[Tensor, "gaussian 3"],
+    quats: Float[Tensor, "gaussian 4"],
+    scales: Float[Tensor, "gaussian 3"],
+    opacities: Float[Tensor, " gaussian"],
+    viewmats: Float[Tensor, "camera 4 4"],
+    Ks: Float[Tensor, "camera 3 3"],
     size: tuple[int, int],
     limits: tuple[float, float, float, float, bool],
     tile_size: int,
@@ -130,11 +130,11 @@ def _projected(
 
 
 def _blended(
-    means: Tensor,
-    colors: Tensor,
-    viewmats: Tensor,
+    means: Float[Tensor, "gaussian 3"],
+    colors: Float[Tensor, "*camera_gaussian_band channel"],
+    viewmats: Float[Tensor, "camera 4 4"],
     info: dict[str, Any],
-    backgrounds: Tensor | None,
+    backgrounds: Float[Tensor, "camera channel"] | None,
     sh_degree: int | None,
     render_mode: str,
     absgrad: bool,
@@ -164,11 +164,11 @@ def _blended(
 
 
 def _channels(
-    colors: Tensor,
-    means: Tensor,
-    viewmat: Tensor,
-    radii: Tensor,
-    depths: Tensor,
+    colors: Float[Tensor, "*camera_gaussian_band channel"],
+    means: Float[Tensor, "gaussian 3"],
+    viewmat: Float[Tensor, "4 4"],
+    radii: Int[Tensor, "gaussian 2"],
+    depths: Float[Tensor, " gaussian"],
     camera: int,
     sh_degree: int | None,
     mode: str,
@@ -186,7 +186,11 @@ def _channels(
 
 
 def _finish(
-    pictures: Tensor, transmittances: Tensor, alphas: Tensor, backgrounds: Tensor | None, mode: str
+    pictures: Float[Tensor, "camera height width channel"],
+    transmittances: Float[Tensor, "camera height width 1"],
+    alphas: Float[Tensor, "camera height width 1"],
+    backgrounds: Float[Tensor, "camera color"] | None,
+    mode: str,
 ) -> Float[Tensor, "camera height width out"]:
     """Put the background behind the colours and divide expected depth by alpha."""
     has_depth = mode != "RGB"

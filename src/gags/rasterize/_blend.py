@@ -105,7 +105,7 @@ class BlendWeights:
         kept = pixel_values.detach() if mask is None else torch.where(mask[:, None], pixel_values.detach(), 0.0)
         return self.columns.times(kept)
 
-    def _check(self, values: Tensor, n: int, name: str, row: str) -> None:
+    def _check(self, values: Float[Tensor, "row channel"], n: int, name: str, row: str) -> None:
         if values.dim() != 2 or values.shape[0] != n or values.dtype != torch.float32 or values.is_cuda:
             raise GagsError(
                 f"blend weights: expected {name} [{n}, channel], a row a {row}, float32 on the CPU, "
@@ -167,26 +167,32 @@ def _padded(values: Float[Tensor, "row channel"]) -> tuple[np.ndarray, int]:
 
 class _Render(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, blend: BlendWeights) -> Tensor:
+    def forward(
+        ctx: Any, values: Float[Tensor, "gaussian channel"], blend: BlendWeights
+    ) -> Float[Tensor, "pixel channel"]:
         ctx.blend = blend
         return blend.rows.times(values)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Float[Tensor, "pixel channel"]) -> tuple[Float[Tensor, "gaussian channel"], None]:
         return ctx.blend.columns.times(gradient), None
 
 
 class _RenderPixels(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, blend: BlendWeights, pixel_ids: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, values: Float[Tensor, "gaussian channel"], blend: BlendWeights, pixel_ids: Int64[Tensor, " sample"]
+    ) -> Float[Tensor, "sample channel"]:
         ctx.blend = blend
         ctx.save_for_backward(pixel_ids)
         return blend.rows.times(values, pixel_ids)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(
+        ctx: Any, gradient: Float[Tensor, "sample channel"]
+    ) -> tuple[Float[Tensor, "gaussian channel"], None, None]:
         (pixel_ids,) = ctx.saved_tensors
         padded, n_lanes = _padded(gradient)
         out = torch.zeros(ctx.blend.n_gaussians, n_lanes * LANES)

@@ -101,7 +101,7 @@ class Shade(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_colors: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, v_colors: Float[Tensor, "gaussian 3"]) -> tuple[Tensor | None, ...]:
         """Gradients of means, coefficients and camera centre."""
         means, sh, center, radii, colors = ctx.saved_tensors
         v_means, v_sh = torch.zeros(means.shape), torch.empty(sh.shape)
@@ -126,7 +126,7 @@ class Blend(torch.autograd.Function):
         depths: Float[Tensor, " gaussian"],
         radii: Int[Tensor, "gaussian 2"],
         size: tuple[int, int],
-        absgrad_of: Tensor | None,
+        absgrad_of: Float[Tensor, "gaussian 2"] | None,
     ) -> tuple[Float[Tensor, "height width channel"], Float[Tensor, "height width"]]:
         """(image without background, transmittance). ``absgrad_of``: the tensor whose ``.absgrad`` backward adds to, at
         a row of [gaussian, 2]."""
@@ -142,7 +142,9 @@ class Blend(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, v_image: Tensor, v_transmittance: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: Any, v_image: Float[Tensor, "height width channel"], v_transmittance: Float[Tensor, "height width"]
+    ) -> tuple[Tensor | None, ...]:
         """Gradients of means2d, conics, colours and opacities."""
         means2d, conics, colors, opacities = ctx.saved_tensors
         order, splats, packed_colors, starts, ranks, slots, slot_starts, transmittance, last_drawn = ctx.lists

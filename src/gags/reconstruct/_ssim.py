@@ -56,7 +56,7 @@ def photometric_loss_by_convolution(
     window = torch.from_numpy(_window(image.shape[0], image.shape[1])).to(image)
     x, y = image.permute(2, 0, 1)[:, None], reference.permute(2, 0, 1)[:, None].to(image)
 
-    def blur(values: Tensor) -> Tensor:
+    def blur(values: Float[Tensor, "channel 1 height width"]) -> Float[Tensor, "channel 1 inner_height inner_width"]:
         down = torch.nn.functional.conv2d(values, window.reshape(1, 1, -1, 1))
         return torch.nn.functional.conv2d(down, window.reshape(1, 1, 1, -1))
 
@@ -82,7 +82,12 @@ class _PhotometricLoss(torch.autograd.Function):
     """Value and gradient in one pass over the pixels: autograd through ten convolutions costs several times as much."""
 
     @staticmethod
-    def forward(ctx: Any, image: Tensor, reference: Tensor, ssim_weight: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        image: Float[Tensor, "height width 3"],
+        reference: Float[Tensor, "height width 3"],
+        ssim_weight: float,
+    ) -> Float[Tensor, ""]:
         height, width, _ = image.shape
         x = image.detach().to(torch.float32).contiguous().numpy().reshape(height, -1)
         y = reference.detach().to(torch.float32).contiguous().numpy().reshape(height, -1)
@@ -103,7 +108,7 @@ class _PhotometricLoss(torch.autograd.Function):
         return image.new_tensor(loss)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Float[Tensor, ""]) -> tuple[Float[Tensor, "height width 3"], None, None]:
         (gradient,) = ctx.saved_tensors
         return (gradient * grad_outputs[0]).to(grad_outputs[0].dtype), None, None
 
