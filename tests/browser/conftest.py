@@ -25,7 +25,7 @@ _FLAGS = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gp
 VOCABULARY = (*tiny.BALLS, "floor")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
     """Chromium without a window."""
     program = request.config.getoption("--chromium") or next(filter(None, map(shutil.which, _NAMES)), None)
@@ -39,7 +39,7 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
         chromium.close()
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def run(tiny_run: Path) -> Iterator[Run]:
     """The tiny scene's run, opened by an encoder that knows its truth."""
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +47,7 @@ def run(tiny_run: Path) -> Iterator[Run]:
         yield open_run(tiny_run)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def page(run: Run) -> Iterator[Page]:
     """What 'gags view' serves."""
     page = serve(run, run.field("galift"), QueryConfig(), ViewConfig(port=free_port()), VOCABULARY)
