@@ -201,6 +201,8 @@ def _make_all(
     scene_stage = _make_scene(folder, source, config, excluded)
     _describe(folder, source, config, segmenter, encoder)
     scene = read_scene(scene_stage.folder)
+    if config.labels is not None and not config.reference_quirks:
+        _check_labels(scene, config.labels)
     features = _language_features(scene, encoder, config)
     if watcher is not None:
         watcher.scene(scene)
@@ -299,6 +301,16 @@ def _labelled_names(labels_folder: Path | None) -> list[str]:
     if labels_folder is None:
         raise GagsError("--exclude-labelled: expected labels in SCENE/labels or --labels DIR, found neither")
     return sorted(load_labels(labels_folder).image_names)
+
+
+def _check_labels(scene: Scene, labels_folder: Path) -> None:
+    """Raise a GagsError for labels of photographs that are none of the scene's, before hours are spent."""
+    unknown = set(load_labels(labels_folder).image_names) - {view.name for view in scene.views} - set(scene.left_out)
+    if unknown:
+        raise GagsError(
+            f"{labels_folder}: expected labels of the scene's photographs, found labels of {', '.join(sorted(unknown))}; correct "
+            "the names in their info, or leave these files out"
+        )
 
 
 def _describe(

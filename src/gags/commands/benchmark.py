@@ -14,7 +14,7 @@ from gags.commands._report import print_json, print_table, say
 from gags.commands.run import preset_config
 from gags.encode import ImageTextEncoder
 from gags.errors import GagsError
-from gags.evaluate import BENCHMARKS, BenchmarkName, Evaluation, Protocol, benchmark_table, scene_means
+from gags.evaluate import BENCHMARKS, BenchmarkName, Evaluation, Protocol, benchmark_table, load_labels, scene_means
 from gags.pipeline import RunConfig, run
 from gags.presets import PresetName
 from gags.query import QueryConfig
@@ -138,6 +138,9 @@ def benchmark(
             raise GagsError(
                 f"benchmark {flag} {brought}: expected the dataset's own files, found those of one scene; leave it out"
             )
+    for scene in scenes.values():
+        # they are used after hours of work
+        load_labels(scene.labels)
     found = {}
     for name, scene in scenes.items():
         say(f"{name}: {scene.source}, labels in {scene.labels}")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import tyro
 
+from gags.commands._report import say
 from gags.errors import GagsError
 from gags.exchange import write_field, write_language_features
 from gags.gaussians import write_splats
@@ -45,7 +46,12 @@ def main(arguments: Sequence[str]) -> None:
     if options.splats is not None:
         write_splats(options.splats, run.gaussians)
     if options.semantic_ply is not None or options.decoders is not None:
-        write_field(run.field(options.field), options.semantic_ply, options.decoders)
+        field = run.field(options.field)
+        write_field(field, options.semantic_ply, options.decoders)
+        if field.meta.kind != "gad":
+            say(
+                f"the features are coordinates in a basis that only {options.run} holds; decoders for other programs: --field gad"
+            )
     if options.language_features is not None:
         write_language_features(options.language_features, run.masks, run.embeddings)
     for path in wanted:

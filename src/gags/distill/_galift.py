@@ -1,4 +1,4 @@
-"""The granularity-aware lift: what GaD learns, in closed form (docs/method.md, observation 3).
+"""The granularity-aware lift: what GaD learns, in closed form (docs/method.md, the three fields).
 
 For Gaussian i and level g let s_g(i) = sum over views and pixels of b t_g, with b the blend weights and t_g the unit
 features of the level-g masks. Its mean resultant length R_g(i) = |s_g(i)| / sum of b, in [0, 1], is 1 when all views agree

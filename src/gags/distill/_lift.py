@@ -1,4 +1,4 @@
-"""The lift: a language field in closed form, without training (docs/method.md, observation 1; Occam's LGS, BMVC 2025).
+"""The lift: a language field in closed form, without training (docs/method.md, the three fields; Occam's LGS, BMVC 2025).
 
 The blend-weighted mean of the views' targets, f = (sum_v B_v^T target_v) / (sum_v B_v^T 1), is linear in the targets:
 projecting the masks' embeddings on a subspace first and averaging there gives the same as averaging first. So only
