@@ -45,7 +45,7 @@ class BrowserClient:
         if (notice := self.tab.locator("#webgl-software-rendering button")).count():
             notice.click()
         self.until(lambda: self.tab.locator("[data-scene-node='/cameras']").count() > 0, "the photographs")
-        self.until(lambda: bool((self.render() < 200).any()), "the splats to be drawn")
+        self.until(lambda: bool((self.render() > 60).any()), "the splats to be drawn")
 
     def reload(self) -> None:
         """Load the page again, as F5 does."""
@@ -145,8 +145,10 @@ class BrowserClient:
     def render(self) -> UInt8[np.ndarray, "height width 3"]:
         """What the browser draws, as it tells the server: the scene alone."""
         camera = self.server_side.camera
-        drawn = self.server_side.get_render(camera.image_height, camera.image_width, timeout=WAIT_S)
-        return np.asarray(drawn)[..., :3]
+        size = camera.image_height, camera.image_width
+        drawn = np.asarray(self.server_side.get_render(*size, transport_format="png", timeout=WAIT_S))
+        # before black
+        return (drawn[..., :3] * (drawn[..., 3:] / 255)).astype(np.uint8)
 
     def screenshot(self) -> UInt8[np.ndarray, "height width 3"]:
         """What a person sees in the scene's part of the page."""

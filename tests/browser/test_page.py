@@ -46,12 +46,12 @@ def is_orange(color: np.ndarray) -> bool:
 
 def is_grey(color: np.ndarray) -> bool:
     """As the rest is beside what was found, and as the floor is."""
-    return bool(color.max() - color.min() < 12 and color.max() < 200)
+    return bool(color.max() - color.min() < 12 and not is_background(color))
 
 
 def is_background(color: np.ndarray) -> bool:
-    """White: nothing is drawn there."""
-    return bool(color.min() > 235)
+    """Nearly black: nothing is drawn there."""
+    return bool(color.max() < 40)
 
 
 def difference(one: np.ndarray, other: np.ndarray) -> float:
@@ -116,6 +116,15 @@ def test_a_click_names_what_it_hits_and_a_photograph_is_flown_to(visit: Visit, r
     for name in ("blue", "red"):
         client.click(ball(f"{name} ball"))
         client.says(f"That is: {name} ball")
+    client.unfold("What is it?")
+    client.write("Vocabulary", "thing")
+
+    def is_a_thing() -> bool:
+        # a click may overtake what is typed
+        client.click(ball("blue ball"))
+        return "That is: thing" in client.words()
+
+    client.until(is_a_thing, "the new vocabulary")
 
     # from farther away the photographs on the other side are in sight
     near, seen = client.screenshot(), client.server_side.camera

@@ -9,7 +9,7 @@ from torch import Tensor
 from gags.errors import GagsError
 from gags.gaussians import SH_C0, Gaussians
 from gags.geometry import Camera, project
-from gags.images import Rgb, colormap, depth_colors, feature_colors
+from gags.images import Rgb, colormap, depth_colors, disparity_span, feature_colors, overlay
 from gags.view._search import Answer, SearchIndex
 from gags.view._state import Display, ViewState
 
@@ -37,7 +37,7 @@ def base_colors(index: SearchIndex, display: Display, camera: Camera | None) -> 
     """
     gaussians = index.field.gaussians
     if display == "depth" and camera is not None:
-        return depth_colors(project(camera, gaussians.means)[1][None])[0]
+        return _depth_colors(gaussians, camera)
     if display == "feature":
         return feature_colors(index.field.features[None])[0]
     if display == "granularity":
@@ -46,6 +46,13 @@ def base_colors(index: SearchIndex, display: Display, camera: Camera | None) -> 
             raise GagsError(NO_GRANULARITY)
         return (weights * 255).round().to(torch.uint8)
     return plain_colors(gaussians)
+
+
+def _depth_colors(gaussians: Gaussians, camera: Camera) -> UInt8[Tensor, "gaussian 3"]:
+    """All colours for what the camera has in its picture."""
+    xy_px, depth = project(camera, gaussians.means)
+    inside = (depth > 0) & ((xy_px > 0) & (xy_px < xy_px.new_tensor([camera.width, camera.height]))).all(dim=1)
+    return depth_colors(depth[None], disparity_span(depth[None, inside]))[0]
 
 
 NO_GRANULARITY = "granularity: expected a field that learned it, found a lift of all levels; use --field gad or galift"
@@ -86,7 +93,7 @@ def splat_colors(
     if state.mode == "highlight":
         rgb = highlighted(state, rgb, answer.heat, selected)
     elif state.mode == "heat":
-        rgb = colormap(answer.heat.amax(dim=0)[None])[0]
+        rgb = overlay(rgb[None], answer.heat.amax(dim=0)[None])[0]
     alpha = alpha * visible_splats(state, selected)
     return torch.cat([rgb, alpha[:, None]], dim=1)
 

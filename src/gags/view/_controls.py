@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gags.query import Selection
 from gags.view._colors import PHRASE_COLORS
-from gags.view._state import DISPLAYS, MODES, History, ViewState
+from gags.view._state import DISPLAYS, MODES, Display, History, ViewState
 
 if TYPE_CHECKING:
     import viser
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 _MAX_EARLIER = 8
 _SAVES = ("splats .ply", "splats .spz", "box and mask", "screenshot", "camera")
 _LEVELS = ("subpart", "part", "whole")
+_LEGENDS: dict[Display, str] = {
+    "rgb": "",
+    "depth": "Colours: bright is near.",
+    "feature": "Colours: what means the same looks the same.",
+    "granularity": "Colours: red trusts subparts, green parts, blue whole things.",
+    "relevancy": "Colours: red fits the question, dark blue does not.",
+}
 _INVITATION = "Type what to find, then press Enter. Or click a thing to learn what it is."
 
 
@@ -145,7 +152,8 @@ class Controls:
 
     def show_answer(self, state: ViewState, selections: Sequence[Selection], sent: int, seconds: float) -> None:
         """The result card, and how long it took."""
-        self.idle(f"{seconds:.2f} s, {sent:,} splats sent" if state.text else _INVITATION)
+        done = f"{seconds:.2f} s, {sent:,} splats sent" if state.text else _INVITATION
+        self.idle(f"{done} {_LEGENDS[state.display]}".strip())
         self._card.content = "".join(_card(number, selection) for number, selection in enumerate(selections))
         self._card_folder.visible = bool(selections)
         found = tuple(selection.phrase for selection in selections if selection.box_world is not None)

@@ -142,7 +142,10 @@ def open_server(config: ViewConfig, label: str) -> viser.ViserServer:
     warnings.filterwarnings("ignore", message="Queued a .* on a closed connection", category=UserWarning)
     with _without_stdout():
         server = viser.ViserServer(config.host, config.port, label=label, verbose=False)
-    server.gui.configure_theme(control_width="large", show_logo=False, show_share_button=not config.share_off)
+    # dark: splats are trained before black, and what little shines through them would be white
+    server.gui.configure_theme(
+        control_width="large", dark_mode=True, show_logo=False, show_share_button=not config.share_off
+    )
     server.gui.main_panel.dock_right()
     return server
 

@@ -351,8 +351,10 @@ class Session:
             camera = camera.limited(self._shared.max_side_px)
             pictures = faithful_pictures(self._index(), self._history.present, shown.answer, shown.selected, camera)
             return list(pictures)[-1]
-        drawn = self._client.get_render(camera.height, camera.width, timeout=30)
-        return torch.from_numpy(np.array(drawn)[..., :3])
+        # what little shines through the splats is dark, as on the page; without an alpha channel viser makes it white
+        drawn = self._client.get_render(camera.height, camera.width, transport_format="png", timeout=30)
+        rgb, alpha = torch.from_numpy(np.array(drawn)).split([3, 1], dim=-1)
+        return (rgb * (alpha / 255)).round().to(torch.uint8)
 
     def _download(self, name: str, content: bytes) -> None:
         self._client.send_file_download(name, content, save_immediately=True)

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from gags.errors import GagsError
 
 Mode = Literal["highlight", "isolate", "delete", "heat"]
-"""Tint what was found; show it alone; show all but it; colour everything by how well it fits."""
+"""Tint what was found; show it alone; show all but it; draw how well everything fits over its colours."""
 Display = Literal["rgb", "depth", "feature", "granularity", "relevancy"]
 """What the splats' colours say. feature: three principal components; granularity: red subpart, green part, blue whole."""
 MODES: tuple[Mode, ...] = get_args(Mode)
