@@ -92,8 +92,8 @@ def test_changed_geometry_replaces_what_was_shared(
 def test_the_command_writes_and_prints(
     tiny_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gags.pipeline.make_segmenter", lambda *_: tiny.TrueSegmenter())
-    monkeypatch.setattr("gags.pipeline.make_encoder", lambda *_: tiny.TrueEncoder())
+    monkeypatch.setattr("gags.pipeline._run.make_segmenter", lambda *_: tiny.TrueSegmenter())
+    monkeypatch.setattr("gags.pipeline._run.make_encoder", lambda *_: tiny.TrueEncoder())
     monkeypatch.setattr("gags.commands.ablate.SETTINGS", SETTINGS[:2])
     flags = ["--reconstruct.iterations", "20", "--distill.iterations", "3", "--seeds", "1"]
     command = ["ablate", str(tiny_scene), "--out", str(tmp_path), "--labels", str(tiny_scene / "labels"), *flags]

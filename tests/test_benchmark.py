@@ -113,8 +113,8 @@ def test_the_strict_split_holds_the_labelled_frames_out(dataset: Path, tmp_path:
 def test_the_command_passes_run_flags_through_and_writes_json(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gags.pipeline.make_segmenter", lambda *_: tiny.TrueSegmenter())
-    monkeypatch.setattr("gags.pipeline.make_encoder", lambda *_: tiny.TrueEncoder())
+    monkeypatch.setattr("gags.pipeline._run.make_segmenter", lambda *_: tiny.TrueSegmenter())
+    monkeypatch.setattr("gags.pipeline._run.make_encoder", lambda *_: tiny.TrueEncoder())
     flags = [
         "--field",
         "lift",

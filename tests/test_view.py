@@ -144,7 +144,7 @@ def test_the_index_answers_as_query_3d_does(index: SearchIndex) -> None:
     expected = query_3d(index.field, phrases, index.encoder, index.config)
     selected = index.select(answer, index.config.threshold, largest=False)
     for row, selection in enumerate(expected):
-        torch.testing.assert_close(answer.relevancy[row], selection.relevancy, atol=3e-3, rtol=0)
+        torch.testing.assert_close(answer.relevancy[row], selection.relevancy, atol=1e-6, rtol=0)
         assert torch.equal(selected[row].nonzero()[:, 0], selection.gaussian_ids)
     described = index.describe(answer, selected)
     assert [found.phrase for found in described] == phrases

@@ -321,8 +321,9 @@ def _write_spz(path: Path, gaussians: Gaussians) -> None:
     def array(values: Tensor) -> np.ndarray:
         return np.ascontiguousarray(values.detach().to("cpu", torch.float32).numpy())
 
-    farthest = float(gaussians.means.abs().max())
-    fitting_bits = int(np.floor(np.log2(_SPZ_STEPS / max(farthest, 1e-6))))
+    # 1e-6: where all sit at the origin, any number of bits fits
+    farthest = max(float(gaussians.means.abs().max()), 1e-6)
+    fitting_bits = int(np.floor(np.log2(_SPZ_STEPS / farthest)))
     if fitting_bits < 1:
         raise GagsError(f"{path}: .spz cannot hold positions beyond 4 194 303, found {farthest:g}; write a .ply")
     data = gsply.GSData(

@@ -85,6 +85,11 @@ def write_image(path: Path, image: UInt8[Tensor, "height width 3"]) -> None:
     write_bytes(path, buffer.getvalue())
 
 
+def as_bytes(shares: Float[Tensor, "*points"]) -> UInt8[Tensor, "*points"]:
+    """Values of 0..1, cut off there, as 0..255."""
+    return (shares.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def encode_jpeg(image: UInt8[Tensor, "height width 3"], quality: int = _JPEG_QUALITY) -> bytes:
     """The contents of a JPEG file, colour at full resolution; ``quality`` is libjpeg's, 1 to 95."""
     buffer = io.BytesIO()

@@ -15,6 +15,7 @@ from gags.distill import LanguageField
 from gags.errors import GagsError
 from gags.geometry import Camera
 from gags.images import (
+    as_bytes,
     colormap,
     depth_colors,
     disparity_span,
@@ -68,7 +69,7 @@ def painter(
     gaussians = run.gaussians
     sample = cameras[:: -(-len(cameras) // _SCALE_VIEWS)]
     if mode == "rgb":
-        return lambda camera: (render(gaussians, camera).colors.clamp(0, 1) * 255).round().to(torch.uint8)
+        return lambda camera: as_bytes(render(gaussians, camera).colors)
     if mode == "depth":
         span = disparity_span(torch.cat([render(gaussians, camera).depth.flatten() for camera in sample]))
         return lambda camera: depth_colors(render(gaussians, camera).depth, span)
@@ -91,7 +92,7 @@ def painter(
 def _heat_picture(
     run: Run, camera: Camera, relevancy_map: Float[Tensor, "height width"], low: float, high: float
 ) -> UInt8[Tensor, "height width 3"]:
-    colors = (render(run.gaussians, camera).colors.clamp(0, 1) * 255).round().to(torch.uint8)
+    colors = as_bytes(render(run.gaussians, camera).colors)
     # 1e-9: where all is equally relevant nothing is hot
     return overlay(colors, (2 * (relevancy_map - low) / (high - low + 1e-9) - 1).clamp(0, 1))
 
@@ -102,7 +103,7 @@ def _granularity_picture(run: Run, field: LanguageField, camera: Camera) -> UInt
         raise GagsError(
             f"{run.folder.root}: expected a field that learned granularity, found a lift; use --field gad or galift"
         )
-    return (weights * 255).round().to(torch.uint8)
+    return as_bytes(weights)
 
 
 def write_hit_pictures(

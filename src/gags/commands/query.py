@@ -9,19 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
-from jaxtyping import UInt8
-from torch import Tensor
 
 from gags.commands._report import print_json, print_rows, say, slug
 from gags.distill import LanguageField
 from gags.errors import GagsError
 from gags.gaussians import write_splats
-from gags.geometry import Camera
-from gags.pictures import write_hit_pictures
+from gags.pictures import render_picture, write_hit_pictures
 from gags.query import Hit, QueryConfig, Selection, best_view, query, query_3d
-from gags.rasterize import render
 from gags.runs import FieldKind, Run, open_run
 from gags.scene import View, read_camera
 from gags.settings import check_settings
@@ -95,7 +90,7 @@ def _hit_rows(options: Arguments, run: Run, field: LanguageField, out: Path) -> 
     wanted = _phrases_by_view(options, run, field)
     rows = []
     for view, phrases in wanted:
-        photo = None if options.camera is None else _rendered(run, view.camera)
+        photo = None if options.camera is None else render_picture(run, view.camera, "rgb", None, None, options.query)
         started = time.perf_counter()
         hits = query(field, view.camera, phrases, run.encoder, options.query)
         seconds = (time.perf_counter() - started) / len(phrases)
@@ -117,11 +112,6 @@ def _phrases_by_view(options: Arguments, run: Run, field: LanguageField) -> list
         return [(run.scene.view(name), options.phrases) for name in options.view]
     selections = query_3d(field, options.phrases, run.encoder, options.query)
     return [(best_view(field.gaussians, selection, run.scene.views), [selection.phrase]) for selection in selections]
-
-
-def _rendered(run: Run, camera: Camera) -> UInt8[Tensor, "height width 3"]:
-    """What a camera sees of the splats, where there is no photograph."""
-    return (render(run.gaussians, camera).colors.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
 def _hit_row(hit: Hit, view: View, seconds: float) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class FeatureDecoder(nn.Module):
 
     def forward(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch embedding"]:
         """Unit vectors (a zero vector stays zero)."""
-        return functional.normalize(self.unnormalised(features), dim=-1, eps=1e-12)
+        return functional.normalize(self.unnormalised(features), dim=-1)
 
     def unnormalised(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch embedding"]:
         """The output of the last layer."""
@@ -52,6 +52,7 @@ class FeatureDecoder(nn.Module):
         """
         hidden = functional.pad(self._hidden(features), (0, 1), value=1.0)
         triangle = torch.linalg.qr(self._last_layer(), mode="r").R
+        # the floor of torch's normalize: a zero vector gives zeros
         return hidden / (hidden @ triangle.T).norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
     def fold(self, vectors: Float[Tensor, "vector embedding"]) -> Float[Tensor, "code vector"]:
@@ -143,11 +144,11 @@ class LinearDecoder(nn.Module):
 
     def forward(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch embedding"]:
         """Unit vectors (a zero vector stays zero)."""
-        return functional.normalize(features @ self.basis, dim=-1, eps=1e-12)
+        return functional.normalize(features @ self.basis, dim=-1)
 
     def codes(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """The features, normalised: ``codes(features) @ fold(vectors)`` are the dot products of decoded features."""
-        return functional.normalize(features, dim=-1, eps=1e-12)
+        return functional.normalize(features, dim=-1)
 
     def fold(self, vectors: Float[Tensor, "vector embedding"]) -> Float[Tensor, "d vector"]:
         """The vectors in the subspace's coordinates."""

@@ -339,7 +339,7 @@ class _Training:
         with self._decoder_arithmetic(features.device):
             vectors = self.feature_decoder.unnormalised(features)
         # Normalised in float32: bfloat16 has three digits, the residuals of a trained field are smaller.
-        return functional.normalize(vectors.float(), dim=-1, eps=1e-12)
+        return functional.normalize(vectors.float(), dim=-1)
 
     def _decoder_arithmetic(self, device: torch.device) -> torch.autocast:
         wanted = self.config.decoder_dtype

@@ -64,15 +64,26 @@ def query_3d(
     Raises:
         GagsError: an empty phrase.
     """
-    positives, negatives = phrase_vectors(phrases, encoder, config)
-    similarity = field.similarity(torch.cat([positives, negatives]))
-    scores = relevancy_of_similarity(similarity, len(positives), config.temperature).contiguous()
+    scores = gaussian_relevancy(field, phrases, encoder, config)
     means = field.gaussians.means
     selected = smooth_selection(means, stretch(scores, (-1,)) > config.threshold, config, nearest)
     return [
         describe_selection(phrase, means, score, chosen)
         for phrase, score, chosen in zip(phrases, scores, selected, strict=True)
     ]
+
+
+def gaussian_relevancy(
+    field: QueryableField, phrases: Sequence[str], encoder: ImageTextEncoder, config: QueryConfig
+) -> Float[Tensor, "phrase gaussian"]:
+    """Relevancy of every Gaussian's own feature to each phrase, in 0..1.
+
+    Raises:
+        GagsError: an empty phrase.
+    """
+    positives, negatives = phrase_vectors(phrases, encoder, config)
+    similarity = field.similarity(torch.cat([positives, negatives]))
+    return relevancy_of_similarity(similarity, len(positives), config.temperature).contiguous()
 
 
 def smooth_selection(

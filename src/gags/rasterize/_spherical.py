@@ -87,6 +87,7 @@ def shade(
             if radii[i, 0] <= 0:
                 continue
             x, y, z = means[i, 0] - center[0], means[i, 1] - center[1], means[i, 2] - center[2]
+            # the floor of torch's normalize: a Gaussian at the camera's centre has no direction
             inverse = 1.0 / max(np.sqrt(x * x + y * y + z * z), 1e-12)
             _basis(x * inverse, y * inverse, z * inverse, degree, basis)
             red = green = blue = 0.5

@@ -9,7 +9,7 @@ from torch import Tensor
 from gags.errors import GagsError
 from gags.gaussians import SH_C0, Gaussians
 from gags.geometry import Camera, project
-from gags.images import Rgb, colormap, depth_colors, disparity_span, feature_colors, overlay
+from gags.images import Rgb, as_bytes, colormap, depth_colors, disparity_span, feature_colors, overlay
 from gags.view._search import Answer, SearchIndex
 from gags.view._state import Display, ViewState
 
@@ -23,7 +23,7 @@ _DIMMED = 0.55
 
 def plain_colors(gaussians: Gaussians) -> UInt8[Tensor, "gaussian 3"]:
     """The part of the colour that does not depend on where it is seen from."""
-    return ((0.5 + SH_C0 * gaussians.sh[:, 0]).clamp(0, 1) * 255).round().to(torch.uint8)
+    return as_bytes(0.5 + SH_C0 * gaussians.sh[:, 0])
 
 
 def base_colors(index: SearchIndex, display: Display, camera: Camera | None) -> UInt8[Tensor, "gaussian 3"]:
@@ -44,7 +44,7 @@ def base_colors(index: SearchIndex, display: Display, camera: Camera | None) -> 
         weights = index.level_weights()
         if weights is None:
             raise GagsError(NO_GRANULARITY)
-        return (weights * 255).round().to(torch.uint8)
+        return as_bytes(weights)
     return plain_colors(gaussians)
 
 
@@ -84,7 +84,7 @@ def splat_colors(
         base: colours of the display mode.
         answer, selected: what was found, and what of it is above the threshold; None: nothing was asked.
     """
-    alpha = (opacities * 255).round().to(torch.uint8)
+    alpha = as_bytes(opacities)
     if answer is None or selected is None:
         return torch.cat([base, alpha[:, None]], dim=1)
     rgb = base

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gags.errors import GagsError
 from gags.geometry import Camera
-from gags.images import colormap, depth_colors, feature_colors, overlay, resize_image
+from gags.images import as_bytes, colormap, depth_colors, feature_colors, overlay, resize_image
 from gags.query import Hit, QueryConfig, find, relevancy_maps
 from gags.rasterize import render
 from gags.view._colors import NO_GRANULARITY, highlighted, visible_splats
@@ -76,8 +76,8 @@ def _plain(
         weights = field.granularity(camera)
         if weights is None:
             raise GagsError(NO_GRANULARITY)
-        return (weights * 255).round().to(torch.uint8)
-    return (render(field.gaussians, camera).colors.clamp(0, 1) * 255).round().to(torch.uint8)
+        return as_bytes(weights)
+    return as_bytes(render(field.gaussians, camera).colors)
 
 
 def _answered(

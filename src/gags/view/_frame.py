@@ -86,6 +86,7 @@ def display_frame(views: tuple[View, ...]) -> DisplayFrame:
     # the point nearest to all optical axes: sum of (I - f f^T) (p - c) = 0
     across = torch.eye(3, dtype=torch.float64) - forwards[:, :, None] * forwards[:, None, :]
     # parallel axes have no nearest point: a little weight on a step ahead of the cameras decides there
+    # (1e-6: of a single camera, or cameras in one place)
     step = (centers - centers.mean(dim=0)).norm(dim=1).mean().clamp_min(1e-6)
     ahead = (centers + step * forwards).mean(dim=0)
     weight = 1e-2 * len(views)
@@ -120,5 +121,6 @@ def close_pose(
     size = float((box_world[1] - box_world[0]).norm())
     # the box's sphere in three quarters of the picture
     wanted = max(size, 1e-3 * float(away.norm())) / 2 / math.sin(vertical_fov(camera) / 2) / 0.75
+    # 1e-6: a camera in the very centre has no direction, and stays there
     eye = center_world + away * min(1.0, wanted / float(away.norm().clamp_min(1e-6)))
     return Pose(frame.points(eye), frame.points(center_world))

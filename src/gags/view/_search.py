@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Float16, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from gags.distill import LanguageField
@@ -16,21 +16,18 @@ from gags.query import (
     QueryConfig,
     Selection,
     describe_selection,
+    gaussian_relevancy,
     largest_part,
     nearest_gaussians,
-    phrase_vectors,
     rank_phrases,
-    relevancy,
     smooth_selection,
     stretch,
 )
 from gags.rasterize import blend_weights
 from gags.view._state import Question
 
-# Rows that are widened to float32 at a time: they stay in the cache.
-_ROWS = 4096
-# Features decoded at a time.
-_DECODED_ROWS = 65536
+# Gaussians that the scene's mean feature is taken from.
+_SAMPLE = 65536
 # What ``largest_part`` needs.
 _LINKING = 11
 
@@ -51,15 +48,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class SearchIndex:
-    """The decoded feature and the neighbours of every Gaussian of a field."""
+    """What every question to a field needs: its decoded features (``LanguageField.similarity`` keeps them) and neighbours."""
 
     field: LanguageField
     encoder: ImageTextEncoder
     config: QueryConfig
-    embeddings: Float16[Tensor, "gaussian width"]
-    """Unit vectors. Half precision moves a relevancy by less than 0.003 and keeps 300 000 of 512 numbers in 0.3 GB."""
     mean_embedding: Float[Tensor, " width"]
-    """Of all Gaussians, not normalised."""
+    """Of a sample of the Gaussians, not normalised."""
     nearest: Int[Tensor, "gaussian neighbour"]
     """Ids of the nearest, itself first: as many as vote (``config.smooth_neighbours``) or link parts."""
 
@@ -68,14 +63,10 @@ class SearchIndex:
         """Decode every Gaussian's feature and find its neighbours: the slow part of a search, done once."""
         # models of text are loaded when they are first used: not by the first question
         encoder.encode_phrases(config.negatives)
-        parts, total = [], torch.zeros(field.meta.embedding_width, dtype=torch.float64)
-        for rows in field.features.split(_DECODED_ROWS):
-            decoded = field.decode(rows)
-            parts.append(decoded.half())
-            total += decoded.sum(dim=0)
-        mean = (total / len(field.features)).float()
+        field.similarity(torch.zeros(1, field.meta.embedding_width))
+        mean = field.decode(field.features[:: -(-len(field.features) // _SAMPLE)]).mean(dim=0)
         nearest = nearest_gaussians(field.gaussians.means, max(config.smooth_neighbours, _LINKING))
-        return cls(field, encoder, config, torch.cat(parts), mean, nearest)
+        return cls(field, encoder, config, mean, nearest)
 
     def ask(self, question: Question) -> Answer:
         """Relevancy of every Gaussian to each phrase; negatives count beside the canonical ones.
@@ -84,17 +75,7 @@ class SearchIndex:
             GagsError: as ``query.query``.
         """
         config = replace(self.config, negatives=(*self.config.negatives, *question.negatives))
-        positives, negatives = phrase_vectors(question.phrases, self.encoder, config)
-        return Answer(question, self._relevancy(positives, negatives))
-
-    def _relevancy(
-        self, positives: Float[Tensor, "phrase width"], negatives: Float[Tensor, "negative width"]
-    ) -> Float[Tensor, "phrase gaussian"]:
-        parts = [
-            relevancy(rows.float(), positives, negatives, self.config.temperature)
-            for rows in self.embeddings.split(_ROWS)
-        ]
-        return torch.cat(parts, dim=1)
+        return Answer(question, gaussian_relevancy(self.field, question.phrases, self.encoder, config))
 
     def select(self, answer: Answer, threshold: float, largest: bool) -> Bool[Tensor, "phrase gaussian"]:
         """The Gaussians that ``query_3d`` selects at this threshold; of them the largest connected part, if asked for."""
@@ -114,7 +95,7 @@ class SearchIndex:
 
     def name(self, gaussian_id: int, vocabulary: Sequence[str], count: int) -> list[tuple[str, float]]:
         """The phrases of a vocabulary that fit a Gaussian best, best first, with the scores of ``rank_phrases``."""
-        feature = self.embeddings[gaussian_id, None].float()
+        feature = self.field.decode(self.field.features[gaussian_id, None])
         return rank_phrases(feature, self.mean_embedding, vocabulary, self.encoder, self.config)[0][:count]
 
     def level_weights(self, gaussian_ids: Int[Tensor, " chosen"] | None = None) -> Float[Tensor, "chosen 3"] | None:

@@ -27,6 +27,7 @@ CHUNK = 4096
 def morton_order(means: Float[Tensor, "gaussian 3"]) -> Int[Tensor, " gaussian"]:
     """Ids along a Z-order curve: neighbours in the list are neighbours in space."""
     low, high = means.amin(dim=0), means.amax(dim=0)
+    # 1e-12: a flat scene has one cell across
     cell = ((means - low) / (high - low).clamp_min(1e-12) * 1023).to(torch.int64)
     code = torch.zeros(len(means), dtype=torch.int64)
     for bit in range(10):
