@@ -13,7 +13,7 @@ from rich.console import Console
 
 import tiny
 from gags.cli import main
-from gags.commands.ablate import SETTINGS, Setting, ablate, ablation_json, ablation_table
+from gags.commands.ablate import PAPER, SETTINGS, SettingName, ablate, ablation_json, ablation_table
 from gags.errors import GagsError
 from gags.pipeline import RunConfig
 from gags.presets import TINY
@@ -29,20 +29,18 @@ CONFIG = dataclasses.replace(
 
 
 def test_the_seven_settings_are_the_papers() -> None:
-    assert len(set(SETTINGS)) == 7
-    assert {setting.levels for setting in SETTINGS if setting.prompts == "uniform"} == {"s", "m", "l", "mean", "gad"}
-    assert {setting.levels for setting in SETTINGS if setting.prompts == "depth"} == {"mean", "gad"}
+    settings = [SETTINGS[name] for name in PAPER]
+    assert len(set(settings)) == 7 and {setting.field for setting in settings} == {"gad"}
+    assert {setting.levels for setting in settings if setting.prompts == "uniform"} == {"s", "m", "l", "mean", "gad"}
+    assert {setting.levels for setting in settings if setting.prompts == "depth"} == {"mean", "gad"}
 
 
-def test_what_does_not_differ_is_made_once_and_kept(
-    tiny_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = (Setting("uniform", "s"), Setting("depth", "mean"), Setting("depth", "gad"))
-    monkeypatch.setattr("gags.commands.ablate.SETTINGS", settings)
+def test_what_does_not_differ_is_made_once_and_kept(tiny_scene: Path, tmp_path: Path) -> None:
+    settings: tuple[SettingName, ...] = ("uniform-s", "depth-mean", "depth-gad")
     models = (tiny.TrueSegmenter(), tiny.TrueEncoder())
-    found = ablate(tiny_scene, tmp_path, CONFIG, QUERY, 2, "rendered", *models)
+    found = ablate(tiny_scene, tmp_path, CONFIG, QUERY, settings, 2, "rendered", *models)
     runs = {path.name: path for path in tmp_path.iterdir()}
-    assert runs.keys() == {f"{s.prompts}-{s.levels}-{seed}" for s in settings for seed in (0, 1)}
+    assert runs.keys() == {f"{name}-{seed}" for name in settings for seed in (0, 1)}
 
     def same(stage_file: str, one: str, other: str) -> bool:
         return (runs[one] / stage_file).samefile(runs[other] / stage_file)
@@ -63,12 +61,12 @@ def test_what_does_not_differ_is_made_once_and_kept(
     times = {
         path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file() and path.name != "run.json"
     }
-    assert ablate(tiny_scene, tmp_path, CONFIG, QUERY, 2, "rendered", *models) == found
+    assert ablate(tiny_scene, tmp_path, CONFIG, QUERY, settings, 2, "rendered", *models) == found
     assert times == {path: path.stat().st_mtime_ns for path in times}
 
     report = json.loads(json.dumps(ablation_json(found)))
-    row = next(row for row in report["settings"] if (row["prompts"], row["levels"]) == ("depth", "gad"))
-    values = [evaluation.miou for evaluation in found[Setting("depth", "gad")]]
+    row = next(row for row in report["settings"] if row["name"] == "depth-gad")
+    values = [outcome.evaluation.miou for outcome in found["depth-gad"]]
     assert row["miou"]["by_seed"] == values and row["miou"]["deviation"] == pytest.approx(statistics.stdev(values))
     console = Console(width=140, file=io.StringIO())
     console.print(ablation_table(found))
@@ -76,15 +74,26 @@ def test_what_does_not_differ_is_made_once_and_kept(
     assert "published" in text and "depth (GaS)" in text and f"{100 * row['miou']['mean']:.1f} ±" in text
 
 
-def test_changed_geometry_replaces_what_was_shared(
-    tiny_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gags.commands.ablate.SETTINGS", (Setting("uniform", "s"), Setting("uniform", "l")))
+def test_training_free_fields_share_what_gad_learns_from(tiny_scene: Path, tmp_path: Path) -> None:
+    settings: tuple[SettingName, ...] = ("depth-gad", "depth-lift", "depth-galift")
+    found = ablate(
+        tiny_scene, tmp_path, CONFIG, QUERY, settings, 1, "rendered", tiny.TrueSegmenter(), tiny.TrueEncoder()
+    )
+    for name, kind in zip(settings, ("gad", "lift", "galift"), strict=True):
+        run = tmp_path / f"{name}-0"
+        assert [path.name for path in (run / "field").iterdir()] == [kind]
+        assert (run / "masks/stage.json").samefile(tmp_path / "depth-gad-0/masks/stage.json")
+        assert found[name][0].field_seconds > 0
+    assert [row["field"] for row in ablation_json(found)["settings"]] == ["gad", "lift", "galift"]
+
+
+def test_changed_geometry_replaces_what_was_shared(tiny_scene: Path, tmp_path: Path) -> None:
+    settings: tuple[SettingName, ...] = ("uniform-s", "uniform-l")
     models = (tiny.TrueSegmenter(), tiny.TrueEncoder())
-    ablate(tiny_scene, tmp_path, CONFIG, QUERY, 1, "rendered", *models)
+    ablate(tiny_scene, tmp_path, CONFIG, QUERY, settings, 1, "rendered", *models)
     before = (tmp_path / "uniform-l-0/splats/splats.ply").read_bytes()
     changed = dataclasses.replace(CONFIG, reconstruct=dataclasses.replace(CONFIG.reconstruct, iterations=20))
-    ablate(tiny_scene, tmp_path, changed, QUERY, 1, "rendered", *models)
+    ablate(tiny_scene, tmp_path, changed, QUERY, settings, 1, "rendered", *models)
     one, other = (tmp_path / f"uniform-{levels}-0/splats/splats.ply" for levels in "sl")
     assert one.samefile(other) and other.read_bytes() != before
 
@@ -94,8 +103,17 @@ def test_the_command_writes_and_prints(
 ) -> None:
     monkeypatch.setattr("gags.pipeline._run.make_segmenter", lambda *_: tiny.TrueSegmenter())
     monkeypatch.setattr("gags.pipeline._run.make_encoder", lambda *_: tiny.TrueEncoder())
-    monkeypatch.setattr("gags.commands.ablate.SETTINGS", SETTINGS[:2])
-    flags = ["--reconstruct.iterations", "20", "--distill.iterations", "3", "--seeds", "1"]
+    flags = [
+        "--settings",
+        "uniform-s",
+        "uniform-m",
+        "--reconstruct.iterations",
+        "20",
+        "--distill.iterations",
+        "3",
+        "--seeds",
+        "1",
+    ]
     command = ["ablate", str(tiny_scene), "--out", str(tmp_path), "--labels", str(tiny_scene / "labels"), *flags]
     assert main([*command, "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
@@ -112,10 +130,10 @@ def test_the_command_writes_and_prints(
 
 def test_without_labels_there_is_nothing_to_compare(tmp_path: Path) -> None:
     with pytest.raises(GagsError, match=r"ablate: expected labels in .*, found none"):
-        ablate(tmp_path, tmp_path / "out", CONFIG, QUERY, 1)
+        ablate(tmp_path, tmp_path / "out", CONFIG, QUERY, PAPER, 1)
     labelled = dataclasses.replace(CONFIG, labels=tmp_path, decoders=tmp_path)
     with pytest.raises(GagsError, match=r"ablate --decoders .* expected masks and fields to be made"):
-        ablate(tmp_path, tmp_path / "out", labelled, QUERY, 1)
+        ablate(tmp_path, tmp_path / "out", labelled, QUERY, PAPER, 1)
 
 
 def test_short_flags_of_run_make_one_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

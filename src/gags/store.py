@@ -211,6 +211,11 @@ class Stage:
         """Whether everything the stage makes is there."""
         return bool(self._record().get("complete"))
 
+    @property
+    def seconds(self) -> float:
+        """How long making it took, all attempts together; 0 before the first."""
+        return float(self._record().get("seconds", 0.0))
+
     def path(self, name: str) -> Path:
         """Where the stage's file of this name lies."""
         return self.folder / name
@@ -227,7 +232,7 @@ class Stage:
         for leftover in self.folder.rglob(".*.tmp*"):
             if _TEMPORARY.fullmatch(leftover.name):
                 leftover.unlink()
-        before = self._record().get("seconds", 0.0)
+        before = self.seconds
         started = time.monotonic()
         reset_peak_memory()
         complete = False

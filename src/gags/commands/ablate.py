@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.table import Table
@@ -21,31 +21,62 @@ from gags.evaluate import Evaluation, Protocol, conditions
 from gags.pipeline import RunConfig, run
 from gags.presets import PresetName
 from gags.query import QueryConfig
-from gags.runs import evaluate_once, share_stages
+from gags.runs import FieldKind, evaluate_once, share_stages
 from gags.segment import Prompts, Segmenter
 from gags.settings import Count, check_settings
 from gags.store import RunFolder, to_json, write_json
 
+SettingName = Literal[
+    "uniform-s",
+    "uniform-m",
+    "uniform-l",
+    "uniform-mean",
+    "uniform-gad",
+    "depth-mean",
+    "depth-gad",
+    "depth-lift",
+    "depth-galift",
+]
+
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the ablation."""
+    """What a row of the ablation does its own way."""
 
     prompts: Prompts
     levels: Levels
+    """Of the training; the lift blends these levels too, the granularity-aware lift chooses like gad."""
+    field: FieldKind = "gad"
 
 
-SETTINGS = (
-    *(Setting("uniform", levels) for levels in ("s", "m", "l", "mean", "gad")),
-    Setting("depth", "mean"),
-    Setting("depth", "gad"),
-)
-"""The paper's: each level alone and their mean as the baselines, then GaD alone, GaS alone, and both."""
+SETTINGS: Mapping[SettingName, Setting] = {
+    "uniform-s": Setting("uniform", "s"),
+    "uniform-m": Setting("uniform", "m"),
+    "uniform-l": Setting("uniform", "l"),
+    "uniform-mean": Setting("uniform", "mean"),
+    "uniform-gad": Setting("uniform", "gad"),
+    "depth-mean": Setting("depth", "mean"),
+    "depth-gad": Setting("depth", "gad"),
+    "depth-lift": Setting("depth", "mean", "lift"),
+    "depth-galift": Setting("depth", "gad", "galift"),
+}
+PAPER: tuple[SettingName, ...] = tuple(name for name, setting in SETTINGS.items() if setting.field == "gad")
+"""Each level alone and their mean as the baselines, then GaD alone, GaS alone, and both."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one setting came to with one seed."""
+
+    evaluation: Evaluation
+    field_seconds: float
+    """Spent on the field, from masks and features on."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """The seven settings of the paper's ablation on one scene: which levels are distilled, with and without GaS.
+    """The seven settings of the paper's ablation on one scene: which levels are distilled, with and without GaS. On request
+    also the training-free fields, with GaS.
 
     Every setting and seed has its own run folder in OUT, which holds the stages that do not differ as links. The same command goes
     on where an earlier one stopped.
@@ -61,6 +92,8 @@ class Arguments:
     """How relevancy becomes points and masks."""
     preset: PresetName = "fast"
     """What the settings start from: fast, balanced or paper."""
+    settings: tuple[SettingName, ...] = PAPER
+    """Which rows: the way of prompting (depth: GaS) and the levels that gad learns from, or a training-free field."""
     seeds: Count = 3
     """Repetitions: each has its own prompts (where GaS draws them) and its own training."""
     protocol: Protocol = "rendered"
@@ -79,7 +112,15 @@ def main(arguments: Sequence[str]) -> None:
         default=Arguments(**default, config=preset_config(arguments)),
     )
     check_settings(options)
-    found = ablate(options.source, options.out, options.config, options.query, options.seeds, options.protocol)
+    found = ablate(
+        options.source,
+        options.out,
+        options.config,
+        options.query,
+        options.settings,
+        options.seeds,
+        options.protocol,
+    )
     report = ablation_json(found)
     write_json(
         options.out / "ablation.json", {**report, "config": to_json(options.config), "query": to_json(options.query)}
@@ -95,12 +136,13 @@ def ablate(
     out: Path,
     config: RunConfig,
     query_config: QueryConfig,
+    settings: Sequence[SettingName],
     seeds: int,
     protocol: Protocol = "rendered",
     segmenter: Segmenter | None = None,
     encoder: ImageTextEncoder | None = None,
-) -> dict[Setting, list[Evaluation]]:
-    """The evaluations of every setting, one a seed. Scene, splats and depth are made once, masks and features once for each way
+) -> dict[SettingName, list[Outcome]]:
+    """What every setting came to, one outcome a seed. Scene, splats and depth are made once, masks and features once for each way
     of prompting (and seed, where that draws), a field for each setting and seed.
 
     Args:
@@ -120,15 +162,18 @@ def ablate(
             raise GagsError(
                 f"ablate {flag} {brought}: expected masks and fields to be made, found ready ones; leave it out"
             )
-    found: dict[Setting, list[Evaluation]] = {setting: [] for setting in SETTINGS}
+    if not settings:
+        raise GagsError(f"--settings: expected one of {', '.join(SETTINGS)}, found none")
+    found: dict[SettingName, list[Outcome]] = {name: [] for name in settings}
     geometry: RunFolder | None = None
     features: dict[tuple[Prompts, int], RunFolder] = {}
     for seed in range(seeds):
-        for setting in SETTINGS:
+        for name in found:
+            setting = SETTINGS[name]
             # an even grid draws nothing: its masks are the same for every seed
             asked = (setting.prompts, seed if setting.prompts == "depth" else 0)
-            root = out / f"{setting.prompts}-{setting.levels}-{seed}"
-            say(f"{root.name}: prompts {setting.prompts}, levels {setting.levels}, seed {seed} of {seeds}")
+            root = out / f"{name}-{seed}"
+            say(f"{root.name}: seed {seed} of {seeds}")
             if geometry is not None:
                 share_stages(geometry, root, ("scene", "splats", "depth"))
             if asked in features:
@@ -138,7 +183,8 @@ def ablate(
             segmenter, encoder = made.segmenter_override, made.encoder_override
             geometry = geometry or made.folder
             features.setdefault(asked, made.folder)
-            found[setting].append(evaluate_once(made, labels, "gad", query_config, protocol))
+            evaluation = evaluate_once(made, labels, setting.field, query_config, protocol)
+            found[name].append(Outcome(evaluation, made.folder.finished_stage(f"field/{setting.field}").seconds))
     return found
 
 
@@ -147,48 +193,63 @@ def _config(config: RunConfig, setting: Setting, seed: int, prompt_seed: int) ->
         config,
         segment=dataclasses.replace(config.segment, prompts=setting.prompts, seed=config.segment.seed + prompt_seed),
         distill=dataclasses.replace(config.distill, levels=setting.levels, seed=config.distill.seed + seed),
-        field="gad",
+        lift=dataclasses.replace(config.lift, levels="mean"),
+        field=setting.field,
     )
 
 
-def ablation_json(found: dict[Setting, list[Evaluation]]) -> dict[str, Any]:
+def ablation_json(found: Mapping[SettingName, Sequence[Outcome]]) -> dict[str, Any]:
     """Every setting's numbers, seed by seed, with mean and spread."""
-    first = next(iter(found.values()))[0]
-    rows = []
-    for setting, evaluations in found.items():
-        row: dict[str, Any] = to_json(setting)
-        for name in ("miou", "localisation_accuracy"):
-            values = [getattr(evaluation, name) for evaluation in evaluations]
-            row[name] = {"mean": statistics.fmean(values), "deviation": _deviation(values), "by_seed": values}
-        rows.append(row)
+    evaluation = _any_evaluation(found)
     return {
-        "protocol": first.protocol,
-        "split": first.split,
-        "n_pairs": len(first.pairs),
-        "miou_interval_95": list(first.miou_interval),
-        "settings": rows,
+        "protocol": evaluation.protocol,
+        "split": evaluation.split,
+        "n_pairs": len(evaluation.pairs),
+        "settings": [_row(name, outcomes) for name, outcomes in found.items()],
     }
 
 
-def ablation_table(found: dict[Setting, list[Evaluation]]) -> Table:
+def _row(name: SettingName, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    evaluations = [outcome.evaluation for outcome in outcomes]
+    return {
+        "name": name,
+        **to_json(SETTINGS[name]),
+        "miou": _spread([evaluation.miou for evaluation in evaluations]),
+        "localisation_accuracy": _spread([evaluation.localisation_accuracy for evaluation in evaluations]),
+        "miou_interval_95": list(evaluations[0].miou_interval),
+        "field_seconds": _spread([outcome.field_seconds for outcome in outcomes]),
+    }
+
+
+def ablation_table(found: Mapping[SettingName, Sequence[Outcome]]) -> Table:
     """A row a setting: means over the seeds, and the standard deviation between seeds."""
-    report = ablation_json(found)
-    first = next(iter(found.values()))[0]
-    half_width = 50 * (first.miou_interval[1] - first.miou_interval[0])
+    evaluation = _any_evaluation(found)
     table = Table(
-        title=conditions(first),
-        caption=f"{report['n_pairs']} pairs of frame and phrase; ± is the standard deviation over seeds; another choice of labels "
-        f"might move all mIoU by about {half_width:.0f} points (95 % bootstrap)",
+        title=conditions(evaluation),
+        caption=f"{len(evaluation.pairs)} pairs of frame and phrase; ± is the standard deviation over seeds; in brackets the 95 % "
+        "bootstrap interval of the first seed over the labels",
     )
-    for heading in ("prompts", "levels"):
+    for heading in ("prompts", "field", "levels"):
         table.add_column(heading)
-    for heading in ("mIoU %", "localised %", "seeds"):
+    for heading in ("mIoU %", "localised %", "field, s", "seeds"):
         table.add_column(heading, justify="right")
-    for row, evaluations in zip(report["settings"], found.values(), strict=True):
-        cells = [_with_spread(row[name]) for name in ("miou", "localisation_accuracy")]
-        prompts = "depth (GaS)" if row["prompts"] == "depth" else row["prompts"]
-        table.add_row(prompts, row["levels"], *cells, str(len(evaluations)))
+    for name, outcomes in found.items():
+        setting, row = SETTINGS[name], _row(name, outcomes)
+        low, high = row["miou_interval_95"]
+        table.add_row(
+            "depth (GaS)" if setting.prompts == "depth" else setting.prompts,
+            setting.field,
+            setting.levels if setting.field != "galift" else "by agreement",
+            f"{_with_spread(row['miou'])} ({100 * low:.1f} to {100 * high:.1f})",
+            _with_spread(row["localisation_accuracy"]),
+            f"{row['field_seconds']['mean']:.0f}",
+            str(len(outcomes)),
+        )
     return table
+
+
+def _any_evaluation(found: Mapping[SettingName, Sequence[Outcome]]) -> Evaluation:
+    return next(iter(found.values()))[0].evaluation
 
 
 def _with_spread(numbers: dict[str, Any]) -> str:
@@ -196,6 +257,7 @@ def _with_spread(numbers: dict[str, Any]) -> str:
     return f"{100 * numbers['mean']:.1f}{spread}"
 
 
-def _deviation(values: Sequence[float]) -> float | None:
-    """Sample standard deviation; None of a single value."""
-    return statistics.stdev(values) if len(values) > 1 else None
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, sample standard deviation (None of a single value) and the values."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "deviation": deviation, "by_seed": list(values)}
