@@ -65,7 +65,7 @@ def measure(dataset: Path, out: Path, protocol: str = "rendered", **changes: obj
 
 def text_of(found: dict[str, Evaluation], name: str = "lerf-ovs") -> str:
     console = Console(width=180, file=io.StringIO())
-    console.print(benchmark_table(BENCHMARKS[name], found))
+    console.print(benchmark_table(BENCHMARKS[name], found, "preset tiny, encoder true"))
     return console.file.getvalue()
 
 
@@ -85,6 +85,8 @@ def test_frames_are_found_by_name_across_gaps_and_nothing_is_made_twice(dataset:
         "61.3",
         "re-runs: 44-48 / 73",
         "their mean includes figurines, waldo_kitchen",
+        "this run: preset tiny, encoder true",
+        "published figures are made with SAM and CLIP",
         "mean of 2",
     ):
         assert part in table
@@ -140,7 +142,7 @@ def test_the_command_passes_run_flags_through_and_writes_json(
 def test_means_are_over_scenes_whatever_their_size() -> None:
     def scene(ious: list[float]) -> Evaluation:
         pairs = tuple(PairScore("a.jpg", str(i), value, value > 0.5, 1.0) for i, value in enumerate(ious))
-        return Evaluation(pairs, "rendered", "published", (0.0, 1.0))
+        return Evaluation(pairs, "rendered", "published")
 
     found = {"room": scene([0.2] * 9 + [0.4]), "counter": scene([0.9])}
     means = scene_means(found)
@@ -153,6 +155,15 @@ def test_means_are_over_scenes_whatever_their_size() -> None:
         assert part in table
 
 
+def test_every_split_of_the_scenes_is_in_the_title() -> None:
+    pairs = (PairScore("a.jpg", "cup", 0.5, True, 1.0),)
+    text = text_of(
+        {"ramen": Evaluation(pairs, "rendered", "published"), "teatime": Evaluation(pairs, "rendered", "mixed")}
+    )
+    assert "split: published (the labelled views were trained on)" in text and "split: mixed (some of" in text
+    assert "they trained on the labelled views" in text
+
+
 def test_mistakes_are_named(dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(GagsError, match=r"expected scenes \(SCENE/images, SCENE/sparse\) with labels .* found none"):
         find_scenes(tmp_path)
@@ -160,6 +171,27 @@ def test_mistakes_are_named(dataset: Path, tmp_path: Path) -> None:
         find_scenes(dataset, ["kitchen", "ramen"])
     with pytest.raises(GagsError, match=r"benchmark --splats .* expected the dataset's own files"):
         measure(dataset, tmp_path, splats=tmp_path / "one.ply")
+    with pytest.raises(
+        GagsError, match=r"figures: expected a scene's photographs, found no such folder; see --scene.images-folder"
+    ):
+        measure(dataset, tmp_path, scene=dataclasses.replace(CONFIG.scene, images_folder="figures"))
+    spoiled = shutil.copytree(dataset, tmp_path / "spoiled")
+    (spoiled / "teatime/images/frame_00005.png").rename(spoiled / "teatime/images/frame_5.png")
+    with pytest.raises(
+        GagsError, match=r"teatime/labels: expected labels of photographs in .* frame_00005.png, which is not"
+    ):
+        measure(spoiled, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(spoiled / "label/ramen", spoiled / "ramen/labels")
+    with pytest.raises(
+        GagsError, match=r"ramen/labels: expected a scene's labels in one place, found others in .*label/ramen"
+    ):
+        find_scenes(spoiled)
+    shutil.rmtree(spoiled / "ramen")
+    with pytest.raises(
+        GagsError, match=r"label/ramen: expected the scene of these labels in .*ramen, found no such folder"
+    ):
+        find_scenes(spoiled)
 
 
 def test_evaluate_takes_a_protocol_and_measures_consistency(

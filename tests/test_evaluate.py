@@ -19,6 +19,7 @@ from gags.errors import GagsError
 from gags.evaluate import (
     Evaluation,
     Labels,
+    PairScore,
     bootstrap,
     evaluate,
     evaluate_hits,
@@ -312,14 +313,42 @@ def test_an_evaluation_survives_its_report(tmp_path: Path) -> None:
 
 
 def test_the_interval_draws_inside_each_group() -> None:
-    assert bootstrap([[0.3], [0.9]], seed=1) == pytest.approx((0.6, 0.6))
+    def scene(values: Sequence[float]) -> list[PairScore]:
+        return [PairScore("a.jpg", str(index), value, True, 1.0) for index, value in enumerate(values)]
+
+    assert bootstrap([scene([0.3]), scene([0.9])], seed=1) == pytest.approx((0.6, 0.6))
     values = np.random.default_rng(0).random(40).tolist()
-    low, high = bootstrap([values], seed=1)
+    low, high = bootstrap([scene(values)], seed=1)
     # the normal approximation, within a tenth of its width
     half = 1.96 * np.std(values) / 40**0.5
     assert low == pytest.approx(np.mean(values) - half, abs=0.2 * half)
     assert high == pytest.approx(np.mean(values) + half, abs=0.2 * half)
-    assert bootstrap([values, [0.5] * 7], seed=1) == pytest.approx((0.25 + low / 2, 0.25 + high / 2), abs=0.1 * half)
+    both = bootstrap([scene(values), scene([0.5] * 7)], seed=1)
+    assert both == pytest.approx((0.25 + low / 2, 0.25 + high / 2), abs=0.1 * half)
+
+
+def test_the_interval_knows_that_a_phrase_is_hard_in_every_frame() -> None:
+    ious = np.random.default_rng(0).random(12)
+    frames, phrases = [f"{index}.jpg" for index in range(9)], [str(index) for index in range(12)]
+
+    def widths(hard: Callable[[int, int], float]) -> float:
+        pairs = [
+            PairScore(frame, phrase, hard(i, j), True, 1.0)
+            for i, frame in enumerate(frames)
+            for j, phrase in enumerate(phrases)
+        ]
+        low, high = bootstrap([pairs])
+        return high - low
+
+    # nine equal frames are no more evidence than one: the interval is that of twelve phrases
+    by_phrase = widths(lambda _, j: ious[j])
+    assert by_phrase == pytest.approx(2 * 1.96 * np.std(ious) / 12**0.5, rel=0.15)
+    # the same values in no order: many independent pairs, a narrow interval
+    shuffled = np.random.default_rng(1).permutation(np.repeat(ious, 9)).reshape(9, 12)
+    assert widths(lambda i, j: shuffled[i, j]) < 0.7 * by_phrase
+    # no pair is drawn where a draw has no frame and phrase in common: all pairs stand in
+    diagonal = [PairScore(frame, phrase, 0.5, True, 1.0) for frame, phrase in zip(frames, phrases, strict=False)]
+    assert bootstrap([diagonal]) == (0.5, 0.5)
 
 
 def _selected(labels: Labels, score: float) -> Callable[[str, int, int, Sequence[str]], list[Hit]]:

@@ -122,6 +122,7 @@ def find_weights(family: Family, source: str | Path | None = None) -> Path:
     if not _HUB_NAME.fullmatch(wanted) or path.suffix in (".pth", ".pt", ".safetensors"):
         raise GagsError(
             f"{wanted}: expected {family.title} weights ({_accepted(family)}), found nothing there; check the path"
+            f", or take {family.offline}, which is built in"
         )
     return cached(wanted) or _downloaded(family, wanted)
 
@@ -159,8 +160,8 @@ def _downloaded(family: Family, hub_name: str) -> Path:
         if not _has_model(folder):
             folder = Path(snapshot_download(hub_name, allow_patterns=[*_TEXT_FILES, *_PICKLED]))
     except Exception as error:  # no network, no such name, no right to it: a dozen types of two libraries
-        # the first line says what happened; the others advise on another library's options
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        # the first sentence says what happened; the others advise on another library's options
+        reason = re.split(r"\. |\n", str(error).strip() or type(error).__name__)[0]
         raise GagsError(_missing(family, hub_name, reason)) from error
     if not _has_model(folder):
         raise GagsError(_missing(family, hub_name, "the repository holds no weights in transformers form"))

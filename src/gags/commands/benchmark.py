@@ -14,7 +14,16 @@ from gags.commands._report import print_json, print_table, say
 from gags.commands.run import preset_config
 from gags.encode import ImageTextEncoder
 from gags.errors import GagsError
-from gags.evaluate import BENCHMARKS, BenchmarkName, Evaluation, Protocol, benchmark_table, load_labels, scene_means
+from gags.evaluate import (
+    BENCHMARKS,
+    BenchmarkName,
+    Evaluation,
+    Labels,
+    Protocol,
+    benchmark_table,
+    load_labels,
+    scene_means,
+)
 from gags.pipeline import RunConfig, run
 from gags.presets import PresetName
 from gags.query import QueryConfig
@@ -69,10 +78,18 @@ def main(arguments: Sequence[str]) -> None:
         default=Arguments(**default, config=preset_config(arguments)),
     )
     scenes = find_scenes(options.folder, options.only)
+    models = {
+        "preset": options.preset,
+        **{
+            name: getattr(options.config, name)
+            for name in ("segmenter", "segmenter_weights", "encoder", "encoder_weights", "field")
+        },
+    }
     found = benchmark(scenes, options.out, options.config, options.query, options.protocol)
     public = BENCHMARKS[options.dataset]
     report = {
         "dataset": options.dataset,
+        "made_with": models,
         "protocol": options.protocol,
         "split": {name: evaluation.split for name, evaluation in found.items()},
         "mean_over_scenes": scene_means(found),
@@ -83,20 +100,35 @@ def main(arguments: Sequence[str]) -> None:
     if options.json:
         print_json(report)
     else:
-        print_table(benchmark_table(public, found))
+        print_table(
+            benchmark_table(
+                public, found, ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in models.items() if value)
+            )
+        )
 
 
 def find_scenes(folder: Path, only: Sequence[str] = ()) -> dict[str, LabelledScene]:
     """The labelled scenes of a dataset folder, by name; folders without labels are passed over.
 
     Raises:
-        GagsError: there are none, or one of ``only`` is not among them.
+        GagsError: there are none, one of ``only`` is not among them, labels lie in two places, or there are labels of a scene
+            that is not there.
     """
     found = {}
     for source in sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []:
         labels = [path for path in (folder / "label" / source.name, source / "labels") if any(path.glob("*.json"))]
+        if len(labels) > 1:
+            raise GagsError(
+                f"{labels[1]}: expected a scene's labels in one place, found others in {labels[0]}; remove one"
+            )
         if labels:
             found[source.name] = LabelledScene(source, labels[0])
+    orphans = sorted({path.parent.name for path in folder.glob("label/*/*.json")} - found.keys())
+    if orphans:
+        raise GagsError(
+            f"{folder / 'label' / orphans[0]}: expected the scene of these labels in {folder / orphans[0]}, found no such folder; "
+            "download it, or remove the labels"
+        )
     if not found:
         raise GagsError(
             f"{folder}: expected scenes (SCENE/images, SCENE/sparse) with labels in label/SCENE/*.json or SCENE/labels/*.json, "
@@ -139,8 +171,8 @@ def benchmark(
                 f"benchmark {flag} {brought}: expected the dataset's own files, found those of one scene; leave it out"
             )
     for scene in scenes.values():
-        # they are used after hours of work
-        load_labels(scene.labels)
+        # hours of work come first
+        _check_photographs(scene, load_labels(scene.labels), config)
     found = {}
     for name, scene in scenes.items():
         say(f"{name}: {scene.source}, labels in {scene.labels}")
@@ -150,3 +182,16 @@ def benchmark(
         segmenter, encoder = made.segmenter_override, made.encoder_override
         found[name] = evaluate_once(made, scene.labels, made.default_field, query_config, protocol)
     return found
+
+
+def _check_photographs(scene: LabelledScene, labels: Labels, config: RunConfig) -> None:
+    folder = scene.source / config.scene.images_folder
+    if not folder.is_dir():
+        raise GagsError(f"{folder}: expected a scene's photographs, found no such folder; see --scene.images-folder")
+    missing = [name for name in labels.image_names if not (folder / name).is_file()]
+    # the reference takes the number in a name for a place in the list
+    if missing and not config.reference_quirks:
+        raise GagsError(
+            f"{scene.labels}: expected labels of photographs in {folder}, found some of {missing[0]}, which is not there; "
+            "labels are matched by exact file name"
+        )

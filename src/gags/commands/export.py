@@ -43,8 +43,7 @@ def main(arguments: Sequence[str]) -> None:
         raise GagsError(
             "gags export: expected something to write, found none of --splats, --semantic-ply, --decoders, --language-features"
         )
-    if options.splats is not None:
-        write_splats(options.splats, run.gaussians)
+    # what may be refused comes first, so that nothing is written beside an error
     if options.semantic_ply is not None or options.decoders is not None:
         field = run.field(options.field)
         write_field(field, options.semantic_ply, options.decoders)
@@ -54,6 +53,8 @@ def main(arguments: Sequence[str]) -> None:
             )
     if options.language_features is not None:
         write_language_features(options.language_features, run.masks, run.embeddings)
+    if options.splats is not None:
+        write_splats(options.splats, run.gaussians)
     for path in wanted:
         if path is not None:
             sys.stdout.write(f"{path}\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
@@ -23,18 +23,22 @@ _SPLITS = {
 }
 
 
-def conditions(evaluation: Evaluation) -> str:
-    """Protocol and split in words, two lines: what every table of scores says first."""
-    protocol = _PROTOCOLS.get(evaluation.protocol, evaluation.protocol)
-    split = _SPLITS.get(evaluation.split, evaluation.split)
-    return f"protocol: {protocol}\nsplit: {split}"
+def conditions(*evaluations: Evaluation) -> str:
+    """Protocol and split in words: what every table of scores says first. A line each, one more for every further split."""
+    lines = [f"protocol: {_PROTOCOLS.get(name, name)}" for name in _distinct(found.protocol for found in evaluations)]
+    lines += [f"split: {_SPLITS.get(name, name)}" for name in _distinct(found.split for found in evaluations)]
+    return "\n".join(lines)
+
+
+def _distinct(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
 
 
 def evaluation_table(evaluation: Evaluation) -> Table:
     """A table with a row a phrase and a total; its title names protocol and split."""
     table = Table(
         title=conditions(evaluation),
-        caption=f"mIoU 95 % interval over pairs: {_interval(evaluation.miou_interval)}; "
+        caption=f"mIoU 95 % bootstrap interval over frames and phrases: {_interval(evaluation.miou_interval)}; "
         f"IoU above 0.25: {100 * evaluation.accuracy_at_25:.1f} %",
     )
     table.add_column("phrase")
@@ -47,23 +51,26 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     return table
 
 
-def benchmark_table(benchmark: PublicBenchmark, evaluations: Mapping[str, Evaluation]) -> Table:
+def benchmark_table(benchmark: PublicBenchmark, evaluations: Mapping[str, Evaluation], made_with: str) -> Table:
     """A row a scene, their mean, and what others report.
 
-    Published means are over scenes, so the mean here is too; its interval is the bootstrap over the pairs inside each scene.
+    Published means are over scenes, so the mean here is too; its interval draws frames and phrases inside each scene.
+
+    Args:
+        made_with: models, preset and field of this run, in words.
     """
-    first = next(iter(evaluations.values()))
     by_scene = [figure for figure in benchmark.figures if figure.scene_miou]
-    table = Table(title=f"{benchmark.title}\n{conditions(first)}", caption=_caption(benchmark, evaluations))
+    title = f"{benchmark.title}\n{conditions(*evaluations.values())}\nthis run: {made_with}"
+    table = Table(title=title, caption=_caption(benchmark, evaluations))
     table.add_column("scene")
-    for heading in ("frames", "phrases", "pairs", "mIoU %", "95 % interval", "localised %"):
+    for heading in ("split", "frames", "phrases", "pairs", "mIoU %", "95 % interval", "localised %"):
         table.add_column(heading, justify="right")
     for figure in by_scene:
         table.add_column(f"{figure.method}, mIoU %", justify="right")
     table.add_column("source")
     for scene, evaluation in evaluations.items():
         miou, localised = _percentages(evaluation.pairs)
-        counts = (len(evaluation.by_frame), len(evaluation.by_phrase), len(evaluation.pairs))
+        counts = (evaluation.split, len(evaluation.by_frame), len(evaluation.by_phrase), len(evaluation.pairs))
         others = [f"{figure.scene_miou[scene]:.1f}" if scene in figure.scene_miou else "-" for figure in by_scene]
         table.add_row(
             scene, *map(str, counts), miou, _interval(evaluation.miou_interval), localised, *others, "this run"
@@ -77,13 +84,14 @@ def benchmark_table(benchmark: PublicBenchmark, evaluations: Mapping[str, Evalua
         f"{100 * means['localisation_accuracy']:.1f}",
     )
     others = [f"{figure.miou:.1f}" for figure in by_scene]
-    table.add_row(f"mean of {len(evaluations)}", "", "", str(pairs), *cells, *others, "this run", style="bold")
+    table.add_row(f"mean of {len(evaluations)}", "", "", "", str(pairs), *cells, *others, "this run", style="bold")
     table.add_section()
     for figure in benchmark.figures:
         localisation = "-" if figure.localisation is None else f"{figure.localisation:.1f}"
         source = f"{figure.source}; {figure.remark}" if figure.remark else figure.source
         table.add_row(
             figure.method,
+            "",
             "",
             "",
             "",
@@ -102,7 +110,7 @@ def scene_means(evaluations: Mapping[str, Evaluation]) -> dict[str, Any]:
     scenes = list(evaluations.values())
     return {
         "miou": mean([evaluation.miou for evaluation in scenes]),
-        "miou_interval_95": list(bootstrap([[pair.iou for pair in evaluation.pairs] for evaluation in scenes], seed=0)),
+        "miou_interval_95": list(bootstrap([evaluation.pairs for evaluation in scenes])),
         "localisation_accuracy": mean([evaluation.localisation_accuracy for evaluation in scenes]),
     }
 
@@ -125,9 +133,8 @@ def consistency_table(consistency: Consistency) -> Table:
 
 def _caption(benchmark: PublicBenchmark, evaluations: Mapping[str, Evaluation]) -> str:
     """What stands between this table and the published figures."""
-    first = next(iter(evaluations.values()))
     reasons = []
-    if first.protocol != "rendered":
+    if any(evaluation.protocol != "rendered" for evaluation in evaluations.values()):
         reasons.append("they are of protocol rendered")
     if any(evaluation.split != "published" for evaluation in evaluations.values()):
         reasons.append("they trained on the labelled views (split published)")
@@ -138,7 +145,8 @@ def _caption(benchmark: PublicBenchmark, evaluations: Mapping[str, Evaluation]) 
     if extra:
         reasons.append(f"their mean is without {', '.join(extra)}")
     not_comparable = f"published figures are not comparable: {'; '.join(reasons)}" if reasons else ""
-    return "\n".join(part for part in (benchmark.size, not_comparable) if part)
+    models = "published figures are made with SAM and CLIP"
+    return "\n".join(part for part in (benchmark.size, models, not_comparable) if part)
 
 
 def _interval(interval: Sequence[float]) -> str:
