@@ -173,6 +173,43 @@ def scatter_rows(
 
 
 @parallel_kernel
+def add_labelled(
+    starts: Int64[np.ndarray, " gaussian_bound"],
+    ids: Int32[np.ndarray, " entry"],
+    weights: Float32[np.ndarray, " entry"],
+    labels: Int32[np.ndarray, "level pixel"],
+    table: Float32[np.ndarray, "label channel"],
+    first: int,
+    sums: Float32[np.ndarray, "gaussian level channel"],
+) -> None:
+    """sums[g, level] += sum of weight x table[labels[level, pixel]] over the entries (pixels) of row first + g.
+
+    The weights of a label are added up before its row is read: a Gaussian shows many pixels and few labels.
+    """
+    n = sums.shape[0]
+    for chunk in prange((n + _ROWS - 1) // _ROWS):
+        weight_of = np.zeros(table.shape[0], np.float32)
+        met = np.empty(table.shape[0], np.int32)
+        for g in range(chunk * _ROWS, min(n, (chunk + 1) * _ROWS)):
+            for level in range(labels.shape[0]):
+                n_met = 0
+                for entry in range(starts[first + g], starts[first + g + 1]):
+                    label = labels[level, ids[entry]]
+                    if label < 0:
+                        continue
+                    # no weight is 0: such entries are not kept
+                    if weight_of[label] == _ZERO:
+                        met[n_met] = label
+                        n_met += 1
+                    weight_of[label] += weights[entry]
+                for k in range(n_met):
+                    weight, row = weight_of[met[k]], table[met[k]]
+                    for channel in range(row.shape[0]):
+                        sums[g, level, channel] += weight * row[channel]
+                    weight_of[met[k]] = _ZERO
+
+
+@parallel_kernel
 def row_sums(
     starts: Int64[np.ndarray, " row_bound"], weights: Float32[np.ndarray, " entry"]
 ) -> Float32[np.ndarray, " row"]:
