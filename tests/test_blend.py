@@ -100,7 +100,7 @@ def test_scattered_labels_are_their_rows_of_a_table_scattered(weights: BlendWeig
     for first, stop in ((0, 60), (60, N)):
         weights.scatter_labels(labels, table, sums[first:stop], first)
     assert torch.allclose(sums, expected, atol=1e-5)
-    with pytest.raises(GagsError, match="expected labels below 3 and .* 140 Gaussians, found labels up to 6"):
+    with pytest.raises(GagsError, match=r"expected labels below 3 and .* 140 Gaussians, found labels up to 6"):
         weights.scatter_labels(labels, table[:3], sums, 10)
 
 

@@ -8,7 +8,7 @@ from numba import prange
 
 from gags.rasterize._simd import LANES, any_lane, kernel, load, parallel_kernel, select, splat, store
 from gags.rasterize._splatting import CHECK_EVERY, PLANE, STRIDE, attenuate, falloff, open_rows_of, open_tile
-from gags.rasterize._tiles import MEAN_Y, TILE_HEIGHT, TILE_WIDTH, row_range, row_span
+from gags.rasterize._tiles import MEAN_Y, TILE_HEIGHT, TILE_WIDTH, row_range, row_spans
 
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 _ROWS = 256
@@ -61,6 +61,7 @@ def _walk_tile(
     them, ``ends`` being where each pixel's list ends."""
     left, top, right, bottom = rectangle
     open_rows = np.ones(TILE_HEIGHT, np.bool_)
+    spans = np.empty(2 * TILE_HEIGHT, np.int32)
     row_weights = np.empty(LANES, np.float32)
     zero, one = splat(_ZERO), splat(_ONE)
     for k in range(ranks.shape[0]):
@@ -68,11 +69,12 @@ def _walk_tile(
             break
         s = splats[ranks[k]]
         first_row, stop_row = row_range(s, bottom)
+        row_spans(s, top, left, right, spans)
         for y in range(max(first_row, top), stop_row):
             if not open_rows[y - top]:
                 continue
             dy = np.float32(y) + _HALF - s[MEAN_Y]
-            x, stop = row_span(s, dy, left, right)
+            x, stop = np.int64(spans[y - top]), np.int64(spans[TILE_HEIGHT + y - top])
             while x < stop:
                 at = (y - top) * STRIDE + x - left
                 weight = attenuate(state, at, falloff(s, x, dy)[1])[1]

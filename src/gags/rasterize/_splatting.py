@@ -46,7 +46,7 @@ from gags.rasterize._tiles import (
     XY,
     YY,
     row_range,
-    row_span,
+    row_spans,
 )
 
 STRIDE = TILE_WIDTH + LANES
@@ -132,18 +132,20 @@ def _blend_tile(
     last splat."""
     n_channels = colors.shape[1]
     open_rows = np.ones(TILE_HEIGHT, np.bool_)
+    spans = np.empty(2 * TILE_HEIGHT, np.int32)
     for k in range(ranks.shape[0]):
         if k % CHECK_EVERY == CHECK_EVERY - 1 and not open_rows_of(state, open_rows):
             break
         rank = ranks[k]
         s = splats[rank]
         first_row, stop_row = row_range(s, bottom)
+        row_spans(s, top, left, right, spans)
         index = splat(np.float32(k))
         for y in range(max(first_row, top), stop_row):
             if not open_rows[y - top]:
                 continue
             dy = np.float32(y) + _HALF - s[MEAN_Y]
-            x, stop = row_span(s, dy, left, right)
+            x, stop = np.int64(spans[y - top]), np.int64(spans[TILE_HEIGHT + y - top])
             while x < stop:
                 at = (y - top) * STRIDE + x - left
                 drawn, weight = attenuate(state, at, falloff(s, x, dy)[1])
@@ -258,11 +260,13 @@ def _blend_tile_backward(
     n_channels = colors.shape[1]
     gradient = np.empty(n_channels * LANES, np.float32)
     row_last = np.empty(TILE_HEIGHT, np.int64)
+    spans = np.empty(2 * TILE_HEIGHT, np.int32)
     deepest = _deepest_of_rows(state, row_last)
     zero = splat(_ZERO)
     for k in range(deepest, -1, -1):
         s, color = splats[ranks[k]], colors[ranks[k]]
         first_row, stop_row = row_range(s, bottom)
+        row_spans(s, top, left, right, spans)
         before_index = np.float32(k) - _HALF
         g0 = gx = gy = gxx = gxy = gyy = ax = ay = zero
         gradient[:] = _ZERO
@@ -270,7 +274,7 @@ def _blend_tile_backward(
             if row_last[y - top] < k:
                 continue
             dy = np.float32(y) + _HALF - s[MEAN_Y]
-            x, stop = row_span(s, dy, left, right)
+            x, stop = np.int64(spans[y - top]), np.int64(spans[TILE_HEIGHT + y - top])
             while x < stop:
                 at = (y - top) * STRIDE + x - left
                 dx, unclamped = falloff(s, x, dy)

@@ -14,12 +14,24 @@ from jaxtyping import Float32, Int32, Int64
 from numba import prange
 
 from gags.rasterize._projection import ALPHA_CUT, CHUNK
-from gags.rasterize._simd import kernel, parallel_kernel
+from gags.rasterize._simd import (
+    LANES,
+    ceiling,
+    floor,
+    kernel,
+    maximum,
+    minimum,
+    parallel_kernel,
+    ramp,
+    square_root,
+    store_integers,
+)
+from gags.rasterize._simd import splat as everywhere
 
 TILE_WIDTH = 64
 """Pixels a tile is wide. Tiles bound the working memory of the blending loop; results do not depend on them."""
-TILE_HEIGHT = 16
-"""Pixels a tile is high."""
+TILE_HEIGHT = LANES
+"""Pixels a tile is high: a vector holds a number for each of its rows."""
 
 MEAN_X, MEAN_Y, XX, XY, YY, LOG2_OPACITY, SHEAR, REACH, SHRINK, HALF_HEIGHT = range(10)
 """Columns of a packed splat: centre (px); p = XX dx^2 + XY dx dy + YY dy^2 + LOG2_OPACITY; on row dy the splat covers
@@ -110,6 +122,24 @@ def row_span(splat: Float32[np.ndarray, " column"], dy: float, left: int, right:
     start = max(middle - half, np.float32(left - 1))
     stop = min(middle + half, np.float32(right))
     return max(math.ceil(start), left), min(math.floor(stop) + 1, right)
+
+
+@kernel
+def row_spans(
+    packed: Float32[np.ndarray, " column"], top: int, left: int, right: int, spans: Int32[np.ndarray, " bound_row"]
+) -> None:
+    """``row_span`` of the TILE_HEIGHT rows from ``top`` on, at once: the first columns, then one past the last ones."""
+    dy = ramp() + (np.float32(top) + np.float32(0.5) - packed[MEAN_Y])
+    half = square_root(maximum(dy * dy * packed[SHRINK] + packed[REACH], everywhere(np.float32(0.0)))) + np.float32(
+        _SPAN_SLACK_PX
+    )
+    middle = dy * packed[SHEAR] + (packed[MEAN_X] - np.float32(0.5))
+    # clamped as floats: a large float has no integer
+    low, high = everywhere(np.float32(left)), everywhere(np.float32(right))
+    start = ceiling(minimum(maximum(middle - half, low), high))
+    stop = floor(maximum(minimum(middle + half, high - np.float32(1.0)), low - np.float32(1.0))) + np.float32(1.0)
+    store_integers(spans, 0, start)
+    store_integers(spans, TILE_HEIGHT, stop)
 
 
 @kernel
