@@ -51,8 +51,8 @@ from gags.rasterize._tiles import (
 
 STRIDE = TILE_WIDTH + LANES
 """Floats in a row of a tile's plane."""
-PLANE = TILE_HEIGHT * STRIDE
-"""Floats in a tile's plane."""
+PLANE = TILE_HEIGHT * STRIDE + LANES
+"""Floats in a tile's plane: an odd number of vectors, so that one pixel's channels spread over all sets of the cache."""
 N_MOMENTS = 8
 """Leading columns of a gradient record: sums over a splat's pixels in a tile of g, g dx, g dy, g dx^2, g dx dy, g dy^2
 (g = dL/dsigma), |dL/dx|, |dL/dy|."""
@@ -65,6 +65,7 @@ T_STOP = np.float32(1e-4)
 _NOTHING_DRAWN = np.float32(-1.0)
 _LN2 = math.log(2.0)
 CHECK_EVERY = 32
+_FEW_CHANNELS = 4
 
 
 @kernel
@@ -131,6 +132,8 @@ def _blend_tile(
     """Blend the splats of one tile into ``state``: plane 0 transmittance, then a plane a channel; note each pixel's
     last splat."""
     n_channels = colors.shape[1]
+    # to ask whether anything is drawn takes longer than to add nothing to a few channels
+    is_wide = n_channels > _FEW_CHANNELS
     open_rows = np.ones(TILE_HEIGHT, np.bool_)
     spans = np.empty(2 * TILE_HEIGHT, np.int32)
     for k in range(ranks.shape[0]):
@@ -149,11 +152,13 @@ def _blend_tile(
             while x < stop:
                 at = (y - top) * STRIDE + x - left
                 drawn, weight = attenuate(state, at, falloff(s, x, dy)[1])
+                x += LANES
+                if is_wide and not any_lane(drawn):
+                    continue
                 store(last_drawn, at, select(drawn, index, load(last_drawn, at)))
                 for channel in range(n_channels):
                     at += PLANE
                     store(state, at, load(state, at) + weight * colors[rank, channel])
-                x += LANES
 
 
 @parallel_kernel
