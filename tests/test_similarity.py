@@ -88,6 +88,14 @@ def test_the_quick_map_of_a_lifted_field_is_nearly_exact() -> None:
     assert not away.similarity_map(camera, vectors, exact=False).any()
 
 
+def test_the_quick_map_of_a_learned_field_is_rounded_alone() -> None:
+    field, vectors, camera = _field(_deep(WIDTH)), _vectors(7), blob_scene().scene.views[3].camera
+    exact, quick = (field.similarity_map(camera, vectors, exact=exact) for exact in (True, False))
+    assert quick.dtype == torch.float32 and (quick - exact).abs().max() < 0.02 * exact.abs().max()
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert not torch.equal(quick, exact)
+
+
 def test_many_vectors_are_compared_with_the_features_themselves() -> None:
     field, vectors, camera = _field(_linear()), _vectors(FEATURE_WIDTH - 18), blob_scene().scene.views[3].camera
     assert torch.equal(field.similarity_map(camera, vectors, False), field.similarity_map(camera, vectors, True))
