@@ -90,6 +90,20 @@ def test_scatter_of_a_mask_counts_only_its_pixels(weights: BlendWeights) -> None
     assert torch.allclose(weights.scatter(pixels, mask), expected, atol=1e-5)
 
 
+def test_scattered_labels_are_their_rows_of_a_table_scattered(weights: BlendWeights) -> None:
+    rng = torch.Generator().manual_seed(6)
+    labels = torch.randint(-1, 7, (2, HEIGHT * WIDTH), generator=rng, dtype=torch.int32)
+    table = torch.randn(7, 20, generator=rng)
+    padded = torch.cat([table, torch.zeros(1, 20)])
+    expected = torch.stack([weights.scatter(padded[level.long()]) for level in labels], dim=1) + 2
+    sums = torch.full((N, 2, 20), 2.0)
+    for first, stop in ((0, 60), (60, N)):
+        weights.scatter_labels(labels, table, sums[first:stop], first)
+    assert torch.allclose(sums, expected, atol=1e-5)
+    with pytest.raises(GagsError, match=r"expected labels below 3 and .* 140 Gaussians, found labels up to 6"):
+        weights.scatter_labels(labels, table[:3], sums, 10)
+
+
 def test_some_pixels_are_rows_of_the_picture(weights: BlendWeights) -> None:
     rng = torch.Generator().manual_seed(5)
     ids = torch.randint(0, HEIGHT * WIDTH, (200,), generator=rng)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from blobs import blob_scene
 from gags.distill import FeatureDecoder, FieldMeta, LanguageField, LinearDecoder
+from gags.distill._codes import PackedCodes
 from gags.distill._field import blended_lengths, leading_coordinates
 
 FEATURE_WIDTH, WIDTH = 60, 300
@@ -58,9 +59,22 @@ def test_a_zero_feature_of_a_lifted_field_resembles_nothing() -> None:
 @pytest.mark.parametrize("make", [_linear, _deep])
 def test_similarities_of_a_field_are_those_of_its_decoded_features(make: type) -> None:
     field, vectors, camera = _field(make(WIDTH)), _vectors(7), blob_scene().scene.views[3].camera
-    torch.testing.assert_close(field.similarity(vectors), field.decode(field.features) @ vectors.T, rtol=0, atol=1e-5)
+    # codes are kept as 16-bit integers
+    torch.testing.assert_close(field.similarity(vectors), field.decode(field.features) @ vectors.T, rtol=0, atol=3e-5)
     decoded = field.decode(field.render(camera)) @ vectors.T
     torch.testing.assert_close(field.similarity_map(camera, vectors, exact=True), decoded, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 5, 7])
+def test_packed_codes_multiply_as_codes_do(count: int) -> None:
+    codes = _random(37, 19).relu()
+    codes[:, 4], codes[8] = 0, 0
+    matrix = _random(19, count, seed=1)
+    packed = PackedCodes.of(codes.split(10))
+    assert packed.integers.shape == (37, 18)
+    bound = codes.amax(dim=1, keepdim=True) / 65534 * matrix.abs().sum(dim=0)
+    assert ((packed.times(matrix) - codes @ matrix).abs() <= bound + 1e-6).all()
+    assert not packed.times(matrix)[8].any()
 
 
 def test_the_quick_map_of_a_lifted_field_is_nearly_exact() -> None:
@@ -72,6 +86,14 @@ def test_the_quick_map_of_a_lifted_field_is_nearly_exact() -> None:
     # where nothing is, nothing resembles anything
     away = replace(field, gaussians=replace(field.gaussians, means=field.gaussians.means + 1000))
     assert not away.similarity_map(camera, vectors, exact=False).any()
+
+
+def test_the_quick_map_of_a_learned_field_is_rounded_alone() -> None:
+    field, vectors, camera = _field(_deep(WIDTH)), _vectors(7), blob_scene().scene.views[3].camera
+    exact, quick = (field.similarity_map(camera, vectors, exact=exact) for exact in (True, False))
+    assert quick.dtype == torch.float32 and (quick - exact).abs().max() < 0.02 * exact.abs().max()
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert not torch.equal(quick, exact)
 
 
 def test_many_vectors_are_compared_with_the_features_themselves() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int32, UInt8
 from torch import Tensor
 
 from gags.distill import LanguageField
@@ -70,7 +70,7 @@ class Field:
         return query_3d(self.language, [phrase], self.run.encoder, self.config, self._nearest)[0]
 
     @cached_property
-    def _nearest(self) -> Int[Tensor, "gaussian neighbour"]:
+    def _nearest(self) -> Int32[Tensor, "gaussian neighbour"]:
         return nearest_gaussians(self.gaussians.means, self.config.smooth_neighbours)
 
     def best_view(self, selection: Selection) -> View:

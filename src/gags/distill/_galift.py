@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int32
 from torch import Tensor
 from torch.nn import functional
 
@@ -95,7 +95,8 @@ def galift(
         means, log_sizes = _level_means(scene, gaussians, masks, embeddings, votes, basis, config, block)
         lengths[block] = means.norm(dim=2)
         level_weights[block] = trusted_levels(lengths[block], config.size_prior * log_sizes, config.temperature)
-        features[block] = functional.normalize((level_weights[block][..., None] * means).sum(dim=1), dim=1)
+        mixed = torch.einsum("gl,gld->gd", level_weights[block], means)
+        features[block] = functional.normalize(mixed, dim=1)
     seen = level_weights.sum(dim=1) > 0
     if not seen.any():
         raise GagsError(
@@ -134,8 +135,8 @@ def trusted_levels(
 
 
 def _blocks(gaussian_count: int, width: int, memory_mb: float) -> Iterator[slice]:
-    """Ranges of Gaussians whose sums, and the one product that is added to them, fit the memory."""
-    bytes_each = 2 * 4 * 3 * (width + 2)
+    """Ranges of Gaussians whose sums fit the memory."""
+    bytes_each = 4 * 3 * (width + 2)
     size = max(1, int(memory_mb * 1e6 / bytes_each))
     for start in range(0, gaussian_count, size):
         yield slice(start, min(start + size, gaussian_count))
@@ -170,27 +171,23 @@ def _level_means(
 ) -> tuple[Float[Tensor, "block 3 d"], Float[Tensor, "block 3"]]:
     """Blend-weighted means, for some Gaussians, of the features and of the logarithms of the sizes (shares of the picture)
     of the masks that show them; 0 for a level that never labelled the Gaussian."""
-    gaussian_ids = torch.arange(block.start, block.stop)
-    total = torch.zeros(len(gaussian_ids), 3 * (len(basis) + 2))
+    sums = torch.zeros(block.stop - block.start, 3, len(basis) + 2)
     for view in track(scene.training_views, "galift"):
         labels = view_labels(view, masks, embeddings, config.downscale)
-        targets = _level_targets(labels.label_maps.flatten(1), labels.embeddings @ basis.T, votes[view.name])
+        label_maps = labels.label_maps.flatten(1).to(torch.int32)
+        table = _mask_table(label_maps, labels.embeddings @ basis.T, votes[view.name])
         blend = blend_weights(gaussians, labels.camera, min_weight=config.min_blend_weight)
-        total += blend.columns.times(targets.flatten(1), gaussian_ids)
-    sums = total.view(len(gaussian_ids), 3, len(basis) + 2)
+        blend.scatter_labels(label_maps, table, sums, block.start)
     # A level without labels has sums of 0, whatever its weight is raised to.
-    means = sums[..., :-1] / sums[..., -1:].clamp(min=1e-12)
+    means = sums[..., :-1].div_(sums[..., -1:].clamp(min=1e-12))
     return means[..., :-1], means[..., -1]
 
 
-def _level_targets(
-    labels: Int[Tensor, "3 pixel"], vectors: Float[Tensor, "mask d"], votes: Float[Tensor, " mask"]
-) -> Float[Tensor, "pixel 3 d_and_two"]:
-    """Each level's feature at each pixel, the logarithm of its mask's share of the picture, and 1, times what the mask's vote
-    weighs; all 0 where the level is unlabelled."""
+def _mask_table(
+    labels: Int32[Tensor, "3 pixel"], vectors: Float[Tensor, "mask d"], votes: Float[Tensor, " mask"]
+) -> Float[Tensor, "mask d_and_two"]:
+    """Each mask's feature, the logarithm of its share of the picture, and 1, times what its vote weighs."""
     sizes = torch.bincount(labels[labels >= 0], minlength=len(vectors)) / labels.shape[1]
     # Masks that are painted over, and so have no size, are never looked up.
     columns = torch.stack([sizes.clamp(min=1e-12).log(), torch.ones(len(vectors))], dim=1)
-    table = functional.pad(votes[:, None] * torch.cat([vectors, columns], dim=1), (0, 0, 0, 1))
-    # A label of -1 reads the row of zeros that was appended for it.
-    return table[torch.where(labels < 0, len(vectors), labels).T.long()]
+    return votes[:, None] * torch.cat([vectors, columns], dim=1)

@@ -114,12 +114,15 @@ def embedding_subspace(
         raise GagsError(
             f"embeddings: expected those of every training view, found none of {missing[0]}; encode the masks again"
         )
-    vectors = torch.cat([embeddings[view.name].float() for view in views])
-    # float64: the smallest eigenvalues of a Gram matrix lose half of the digits.
-    gram = vectors.double().T @ vectors.double()
+    embedding_width = embeddings[views[0].name].shape[1]
+    gram = torch.zeros(embedding_width, embedding_width, dtype=torch.float64)
+    for view in views:
+        # float64: the smallest eigenvalues of a Gram matrix lose half of the digits.
+        vectors = embeddings[view.name].double()
+        gram.addmm_(vectors.T, vectors)
     _, eigenvectors = torch.linalg.eigh(gram)
-    basis = eigenvectors.flip(1)[:, : min(width, vectors.shape[1])].T.float().contiguous()
-    cosine = (vectors @ basis.T).norm(dim=1)
+    basis = eigenvectors.flip(1)[:, : min(width, embedding_width)].T.float().contiguous()
+    cosine = torch.cat([(embeddings[view.name].float() @ basis.T).norm(dim=1) for view in views])
     return basis, {
         "explained_energy": float(cosine.square().mean()),
         "mean_mask_cosine": float(cosine.mean()),

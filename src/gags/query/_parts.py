@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int32
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
@@ -16,7 +16,7 @@ _LINKS = 10
 
 
 def largest_part(
-    selected: Bool[Tensor, " gaussian"], nearest: Int[Tensor, "gaussian neighbour"]
+    selected: Bool[Tensor, " gaussian"], nearest: Int32[Tensor, "gaussian neighbour"]
 ) -> Bool[Tensor, " gaussian"]:
     """The largest part of a selection whose Gaussians are linked: one is among the 10 nearest of the other.
 

@@ -105,6 +105,24 @@ class BlendWeights:
         kept = pixel_values.detach() if mask is None else torch.where(mask[:, None], pixel_values.detach(), 0.0)
         return self.columns.times(kept)
 
+    def scatter_labels(
+        self,
+        labels: Int32[Tensor, "level pixel"],
+        table: Float[Tensor, "label channel"],
+        sums: Float[Tensor, "some_gaussian level channel"],
+        first: int = 0,
+    ) -> None:
+        """Add to ``sums``, for the Gaussians from ``first`` on and each level, what ``scatter`` of ``table[labels]`` gives,
+        without making that; a label of -1 counts for nothing. No gradients."""
+        if int(labels.max()) >= len(table) or first + len(sums) > self.n_gaussians or not sums.is_contiguous():
+            raise GagsError(
+                f"blend weights: expected labels below {len(table)} and contiguous sums of at most {self.n_gaussians - first} "
+                f"Gaussians, found labels up to {int(labels.max())} and sums {tuple(sums.shape)}"
+            )
+        matrix = (self.columns.starts.numpy(), self.columns.ids.numpy(), self.columns.weights.numpy())
+        arrays = (labels.contiguous().numpy(), table.contiguous().numpy())
+        _sparse.add_labelled(*matrix, *arrays, first, sums.numpy())
+
     def _check(self, values: Float[Tensor, "row channel"], n: int, name: str, row: str) -> None:
         if values.dim() != 2 or values.shape[0] != n or values.dtype != torch.float32 or values.is_cuda:
             raise GagsError(

@@ -142,6 +142,34 @@ def _drawn_radii(opacity: float, A: float, C: float) -> tuple[float, float]:
     return math.ceil(extent * math.sqrt(A)), math.ceil(extent * math.sqrt(C))
 
 
+@kernel
+def _is_far_outside(
+    mx: float,
+    my: float,
+    fx_z: float,
+    fy_z: float,
+    rx: float,
+    ry: float,
+    scale: Float32[np.ndarray, " 3"],
+    eps2d: float,
+    width: int,
+    height: int,
+) -> bool:
+    """Whether a ball around a Gaussian, of its largest scale, misses the picture: what need not be projected any further.
+
+    The projected variance along x is at most (fx / z)^2 (1 + rx^2) scale^2 + eps2d; the radius is rounded up by less than 1.
+    """
+    beyond_x, beyond_y = max(-mx, mx - width) - 1.0, max(-my, my - height) - 1.0
+    if beyond_x <= 0.0 and beyond_y <= 0.0:
+        return False
+    largest = max(np.float64(scale[0]), np.float64(scale[1]), np.float64(scale[2]))
+    # a little more than the largest extent: rounding
+    square, reach = largest * largest, 1.001 * MAX_EXTENT * MAX_EXTENT
+    out_x = beyond_x > 0.0 and beyond_x * beyond_x > reach * (fx_z * fx_z * (1.0 + rx * rx) * square + eps2d)
+    out_y = beyond_y > 0.0 and beyond_y * beyond_y > reach * (fy_z * fy_z * (1.0 + ry * ry) * square + eps2d)
+    return out_x or out_y
+
+
 @parallel_kernel
 def project(
     means: Float32[np.ndarray, "gaussian 3"],
@@ -180,6 +208,9 @@ def project(
                 continue
             x, y = _dot(rotation[0], mean) + translation[0], _dot(rotation[1], mean) + translation[1]
             rx, ry = _clamped_direction(x, y, z, lens, width, height)
+            mx, my = fx * x / z + cx, fy * y / z + cy
+            if _is_far_outside(mx, my, fx / z, fy / z, rx, ry, scales[i], eps2d, width, height):
+                continue
             V = _factor(quats[i], scales[i], rotation)[3]
             u0, u1 = _axpby(fx / z, V[0], -fx * rx / z, V[2]), _axpby(fy / z, V[1], -fy * ry / z, V[2])
             A, B, C = _dot(u0, u0), _dot(u0, u1), _dot(u1, u1)
@@ -195,7 +226,6 @@ def project(
             radius_x, radius_y = _drawn_radii(opacity, A, C)
             if radius_x <= radius_clip and radius_y <= radius_clip:
                 continue
-            mx, my = fx * x / z + cx, fy * y / z + cy
             if not (mx + radius_x > 0 and mx - radius_x < width and my + radius_y > 0 and my - radius_y < height):
                 continue
             # a splat next to the camera can be wider than an int32 holds

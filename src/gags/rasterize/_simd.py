@@ -109,6 +109,19 @@ def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def store_integers(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
+    """array[index : index + LANES] = value, of a contiguous int32 array, for whole numbers that int32 holds."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        pointer = builder.bitcast(builder.gep(data, [args[1]]), _INTEGERS.as_pointer())
+        builder.store(builder.fptosi(args[2], _INTEGERS), pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes_type), generate
+
+
+@intrinsic
 def splat(typingctx: Any, value: Any) -> Any:
     """The vector with this float32 in every lane."""
     return lanes_type(types.float32), lambda context, builder, signature, args: _broadcast(builder, args[0])
@@ -198,6 +211,19 @@ def magnitude(typingctx: Any, value: Any) -> Any:
     return lanes_type(lanes_type), lambda context, builder, signature, args: _call(
         builder, f"llvm.fabs.v{LANES}f32", _FLOATS, *args
     )
+
+
+def _of_one(name: str) -> Any:
+    @intrinsic
+    def function(typingctx: Any, value: Any) -> Any:
+        return lanes_type(lanes_type), lambda context, builder, signature, args: _call(
+            builder, f"llvm.{name}.v{LANES}f32", _FLOATS, *args
+        )
+
+    return function
+
+
+square_root, floor, ceiling = _of_one("sqrt"), _of_one("floor"), _of_one("ceil")
 
 
 @intrinsic

@@ -8,7 +8,7 @@ from numba import prange
 
 from gags.rasterize._simd import LANES, any_lane, kernel, load, parallel_kernel, select, splat, store
 from gags.rasterize._splatting import CHECK_EVERY, PLANE, STRIDE, attenuate, falloff, open_rows_of, open_tile
-from gags.rasterize._tiles import MEAN_Y, TILE_HEIGHT, TILE_WIDTH, row_range, row_span
+from gags.rasterize._tiles import MEAN_Y, TILE_HEIGHT, TILE_WIDTH, row_range, row_spans
 
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 _ROWS = 256
@@ -61,6 +61,7 @@ def _walk_tile(
     them, ``ends`` being where each pixel's list ends."""
     left, top, right, bottom = rectangle
     open_rows = np.ones(TILE_HEIGHT, np.bool_)
+    spans = np.empty(2 * TILE_HEIGHT, np.int32)
     row_weights = np.empty(LANES, np.float32)
     zero, one = splat(_ZERO), splat(_ONE)
     for k in range(ranks.shape[0]):
@@ -68,11 +69,12 @@ def _walk_tile(
             break
         s = splats[ranks[k]]
         first_row, stop_row = row_range(s, bottom)
+        row_spans(s, top, left, right, spans)
         for y in range(max(first_row, top), stop_row):
             if not open_rows[y - top]:
                 continue
             dy = np.float32(y) + _HALF - s[MEAN_Y]
-            x, stop = row_span(s, dy, left, right)
+            x, stop = np.int64(spans[y - top]), np.int64(spans[TILE_HEIGHT + y - top])
             while x < stop:
                 at = (y - top) * STRIDE + x - left
                 weight = attenuate(state, at, falloff(s, x, dy)[1])[1]
@@ -170,6 +172,43 @@ def scatter_rows(
             for block in range(n_lanes):
                 place = at + block * LANES
                 store(out, place, load(out, place) + load(values, r * stride + block * LANES) * weights[entry])
+
+
+@parallel_kernel
+def add_labelled(
+    starts: Int64[np.ndarray, " gaussian_bound"],
+    ids: Int32[np.ndarray, " entry"],
+    weights: Float32[np.ndarray, " entry"],
+    labels: Int32[np.ndarray, "level pixel"],
+    table: Float32[np.ndarray, "label channel"],
+    first: int,
+    sums: Float32[np.ndarray, "gaussian level channel"],
+) -> None:
+    """sums[g, level] += sum of weight x table[labels[level, pixel]] over the entries (pixels) of row first + g.
+
+    The weights of a label are added up before its row is read: a Gaussian shows many pixels and few labels.
+    """
+    n = sums.shape[0]
+    for chunk in prange((n + _ROWS - 1) // _ROWS):
+        weight_of = np.zeros(table.shape[0], np.float32)
+        met = np.empty(table.shape[0], np.int32)
+        for g in range(chunk * _ROWS, min(n, (chunk + 1) * _ROWS)):
+            for level in range(labels.shape[0]):
+                n_met = 0
+                for entry in range(starts[first + g], starts[first + g + 1]):
+                    label = labels[level, ids[entry]]
+                    if label < 0:
+                        continue
+                    # no weight is 0: such entries are not kept
+                    if weight_of[label] == _ZERO:
+                        met[n_met] = label
+                        n_met += 1
+                    weight_of[label] += weights[entry]
+                for k in range(n_met):
+                    weight, row = weight_of[met[k]], table[met[k]]
+                    for channel in range(row.shape[0]):
+                        sums[g, level, channel] += weight * row[channel]
+                    weight_of[met[k]] = _ZERO
 
 
 @parallel_kernel

@@ -46,13 +46,13 @@ from gags.rasterize._tiles import (
     XY,
     YY,
     row_range,
-    row_span,
+    row_spans,
 )
 
 STRIDE = TILE_WIDTH + LANES
 """Floats in a row of a tile's plane."""
-PLANE = TILE_HEIGHT * STRIDE
-"""Floats in a tile's plane."""
+PLANE = TILE_HEIGHT * STRIDE + LANES
+"""Floats in a tile's plane: an odd number of vectors, so that one pixel's channels spread over all sets of the cache."""
 N_MOMENTS = 8
 """Leading columns of a gradient record: sums over a splat's pixels in a tile of g, g dx, g dy, g dx^2, g dx dy, g dy^2
 (g = dL/dsigma), |dL/dx|, |dL/dy|."""
@@ -65,6 +65,7 @@ T_STOP = np.float32(1e-4)
 _NOTHING_DRAWN = np.float32(-1.0)
 _LN2 = math.log(2.0)
 CHECK_EVERY = 32
+_FEW_CHANNELS = 4
 
 
 @kernel
@@ -131,27 +132,33 @@ def _blend_tile(
     """Blend the splats of one tile into ``state``: plane 0 transmittance, then a plane a channel; note each pixel's
     last splat."""
     n_channels = colors.shape[1]
+    # to ask whether anything is drawn takes longer than to add nothing to a few channels
+    is_wide = n_channels > _FEW_CHANNELS
     open_rows = np.ones(TILE_HEIGHT, np.bool_)
+    spans = np.empty(2 * TILE_HEIGHT, np.int32)
     for k in range(ranks.shape[0]):
         if k % CHECK_EVERY == CHECK_EVERY - 1 and not open_rows_of(state, open_rows):
             break
         rank = ranks[k]
         s = splats[rank]
         first_row, stop_row = row_range(s, bottom)
+        row_spans(s, top, left, right, spans)
         index = splat(np.float32(k))
         for y in range(max(first_row, top), stop_row):
             if not open_rows[y - top]:
                 continue
             dy = np.float32(y) + _HALF - s[MEAN_Y]
-            x, stop = row_span(s, dy, left, right)
+            x, stop = np.int64(spans[y - top]), np.int64(spans[TILE_HEIGHT + y - top])
             while x < stop:
                 at = (y - top) * STRIDE + x - left
                 drawn, weight = attenuate(state, at, falloff(s, x, dy)[1])
+                x += LANES
+                if is_wide and not any_lane(drawn):
+                    continue
                 store(last_drawn, at, select(drawn, index, load(last_drawn, at)))
                 for channel in range(n_channels):
                     at += PLANE
                     store(state, at, load(state, at) + weight * colors[rank, channel])
-                x += LANES
 
 
 @parallel_kernel
@@ -258,11 +265,13 @@ def _blend_tile_backward(
     n_channels = colors.shape[1]
     gradient = np.empty(n_channels * LANES, np.float32)
     row_last = np.empty(TILE_HEIGHT, np.int64)
+    spans = np.empty(2 * TILE_HEIGHT, np.int32)
     deepest = _deepest_of_rows(state, row_last)
     zero = splat(_ZERO)
     for k in range(deepest, -1, -1):
         s, color = splats[ranks[k]], colors[ranks[k]]
         first_row, stop_row = row_range(s, bottom)
+        row_spans(s, top, left, right, spans)
         before_index = np.float32(k) - _HALF
         g0 = gx = gy = gxx = gxy = gyy = ax = ay = zero
         gradient[:] = _ZERO
@@ -270,7 +279,7 @@ def _blend_tile_backward(
             if row_last[y - top] < k:
                 continue
             dy = np.float32(y) + _HALF - s[MEAN_Y]
-            x, stop = row_span(s, dy, left, right)
+            x, stop = np.int64(spans[y - top]), np.int64(spans[TILE_HEIGHT + y - top])
             while x < stop:
                 at = (y - top) * STRIDE + x - left
                 dx, unclamped = falloff(s, x, dy)

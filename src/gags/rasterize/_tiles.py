@@ -14,17 +14,29 @@ from jaxtyping import Float32, Int32, Int64
 from numba import prange
 
 from gags.rasterize._projection import ALPHA_CUT, CHUNK
-from gags.rasterize._simd import kernel, parallel_kernel
+from gags.rasterize._simd import (
+    LANES,
+    ceiling,
+    floor,
+    kernel,
+    maximum,
+    minimum,
+    parallel_kernel,
+    ramp,
+    square_root,
+    store_integers,
+)
+from gags.rasterize._simd import splat as everywhere
 
 TILE_WIDTH = 64
 """Pixels a tile is wide. Tiles bound the working memory of the blending loop; results do not depend on them."""
-TILE_HEIGHT = 16
-"""Pixels a tile is high."""
+TILE_HEIGHT = LANES
+"""Pixels a tile is high: a vector holds a number for each of its rows."""
 
-MEAN_X, MEAN_Y, XX, XY, YY, LOG2_OPACITY, SHEAR, REACH, SHRINK, HALF_HEIGHT = range(10)
+MEAN_X, MEAN_Y, XX, XY, YY, LOG2_OPACITY, SHEAR, REACH, SHRINK, HALF_HEIGHT, HALF_WIDTH = range(11)
 """Columns of a packed splat: centre (px); p = XX dx^2 + XY dx dy + YY dy^2 + LOG2_OPACITY; on row dy the splat covers
-dx = SHEAR dy +- sqrt(REACH + SHRINK dy^2); |dy| <= HALF_HEIGHT."""
-N_COLUMNS = 10
+dx = SHEAR dy +- sqrt(REACH + SHRINK dy^2); |dy| <= HALF_HEIGHT, |dx| <= HALF_WIDTH."""
+N_COLUMNS = 11
 
 _LOG2E = math.log2(math.e)
 _SPAN_SLACK_PX = 2e-3
@@ -87,7 +99,8 @@ def pack_splats(
             splats[k, REACH], splats[k, SHRINK] = reach, shrink
             # a conic that rounding has made indefinite is not an ellipse: it would cover everything, so nothing is
             # drawn
-            splats[k, HALF_HEIGHT] = math.sqrt(reach / -shrink) if a > 0.0 and shrink < 0.0 else -1.0
+            half_height = math.sqrt(reach / -shrink) if a > 0.0 and shrink < 0.0 else -1.0
+            splats[k, HALF_HEIGHT], splats[k, HALF_WIDTH] = half_height, half_height * math.sqrt(max(c / a, 0.0))
     return splats
 
 
@@ -101,6 +114,15 @@ def row_range(splat: Float32[np.ndarray, " column"], height: int) -> tuple[int, 
 
 
 @kernel
+def _column_range(splat: Float32[np.ndarray, " column"], width: int) -> tuple[int, int]:
+    """First and one past the last pixel column that the splat may reach."""
+    reach = splat[HALF_WIDTH] + np.float32(_SPAN_SLACK_PX)
+    start = max(splat[MEAN_X] - reach - np.float32(0.5), np.float32(-1.0))
+    stop = min(splat[MEAN_X] + reach - np.float32(0.5), np.float32(width))
+    return max(math.ceil(start), 0), min(math.floor(stop) + 1, width)
+
+
+@kernel
 def row_span(splat: Float32[np.ndarray, " column"], dy: float, left: int, right: int) -> tuple[int, int]:
     """First and one past the last pixel column in [left, right) that the splat reaches on the row dy below its mean."""
     square = splat[REACH] + splat[SHRINK] * dy * dy
@@ -110,6 +132,24 @@ def row_span(splat: Float32[np.ndarray, " column"], dy: float, left: int, right:
     start = max(middle - half, np.float32(left - 1))
     stop = min(middle + half, np.float32(right))
     return max(math.ceil(start), left), min(math.floor(stop) + 1, right)
+
+
+@kernel
+def row_spans(
+    packed: Float32[np.ndarray, " column"], top: int, left: int, right: int, spans: Int32[np.ndarray, " bound_row"]
+) -> None:
+    """``row_span`` of the TILE_HEIGHT rows from ``top`` on, at once: the first columns, then one past the last ones."""
+    dy = ramp() + (np.float32(top) + np.float32(0.5) - packed[MEAN_Y])
+    half = square_root(maximum(dy * dy * packed[SHRINK] + packed[REACH], everywhere(np.float32(0.0)))) + np.float32(
+        _SPAN_SLACK_PX
+    )
+    middle = dy * packed[SHEAR] + (packed[MEAN_X] - np.float32(0.5))
+    # clamped as floats: a large float has no integer
+    low, high = everywhere(np.float32(left)), everywhere(np.float32(right))
+    start = ceiling(minimum(maximum(middle - half, low), high))
+    stop = floor(maximum(minimum(middle + half, high - np.float32(1.0)), low - np.float32(1.0))) + np.float32(1.0)
+    store_integers(spans, 0, start)
+    store_integers(spans, TILE_HEIGHT, stop)
 
 
 @kernel
@@ -127,38 +167,39 @@ def _strip_span(splat: Float32[np.ndarray, " column"], top: int, bottom: int, wi
 
 
 @kernel
-def _visit_tiles(
-    splats: Float32[np.ndarray, "splat column"],
-    rank: int,
-    width: int,
-    height: int,
-    counter: Int64[np.ndarray, " tile"],
-    ranks: Int32[np.ndarray, " entry"],
-    slots: Int32[np.ndarray, " entry"],
-    slot: int,
-) -> int:
-    """Visit the tiles that a splat reaches; ``counter`` [tile] counts visits.
-
-    With a non-empty ``ranks``, ``counter`` is the position in the tile's list, which gets the rank and a slot (slot,
-    slot + 1, ...).
-    """
-    splat = splats[rank]
+def _tile_count(splat: Float32[np.ndarray, " column"], width: int, height: int) -> int:
+    """Tiles of the box around a splat: as many as it reaches, or more."""
     top, bottom = row_range(splat, height)
+    left, right = _column_range(splat, width)
+    if top >= bottom or left >= right:
+        return 0
+    rows = (bottom - 1) // TILE_HEIGHT - top // TILE_HEIGHT + 1
+    return rows * ((right - 1) // TILE_WIDTH - left // TILE_WIDTH + 1)
+
+
+@kernel
+def _tiles_of(
+    splat: Float32[np.ndarray, " column"], width: int, height: int, tiles: Int32[np.ndarray, " entry"], first: int
+) -> int:
+    """Write the tiles that a splat reaches to ``tiles[first:]``; return how many they are."""
+    top, bottom = row_range(splat, height)
+    left, right = _column_range(splat, width)
+    if left >= right:
+        return 0
+    # most splats are narrow
+    one_column = left // TILE_WIDTH == (right - 1) // TILE_WIDTH
     tiles_across = (width + TILE_WIDTH - 1) // TILE_WIDTH
-    row = top
+    row, end = top, first
     while row < bottom:
         tile_row = row // TILE_HEIGHT
         stop_row = min(bottom, (tile_row + 1) * TILE_HEIGHT)
-        start, stop = _strip_span(splat, row, stop_row, width)
+        start, stop = (left, right) if one_column else _strip_span(splat, row, stop_row, width)
         if start < stop:
-            first_tile = tile_row * tiles_across
-            for tile in range(first_tile + start // TILE_WIDTH, first_tile + (stop - 1) // TILE_WIDTH + 1):
-                if ranks.size > 0:
-                    ranks[counter[tile]], slots[counter[tile]] = rank, slot
-                counter[tile] += 1
-                slot += 1
+            for column in range(start // TILE_WIDTH, (stop - 1) // TILE_WIDTH + 1):
+                tiles[end] = tile_row * tiles_across + column
+                end += 1
         row = stop_row
-    return slot
+    return end - first
 
 
 @parallel_kernel
@@ -180,12 +221,25 @@ def tile_lists(
     n_tiles = ((width + TILE_WIDTH - 1) // TILE_WIDTH) * ((height + TILE_HEIGHT - 1) // TILE_HEIGHT)
     n_pieces = 16
     piece = (n + n_pieces - 1) // n_pieces
+    # where each piece's entries begin, if boxes were full
+    rooms = np.zeros(n_pieces + 1, np.int64)
+    for p in prange(n_pieces):
+        room = 0
+        for rank in range(p * piece, min(n, (p + 1) * piece)):
+            room += _tile_count(splats[rank], width, height)
+        rooms[p + 1] = room
+    rooms = np.cumsum(rooms)
+    reached = np.empty(rooms[n_pieces], np.int32)
     counters = np.zeros((n_pieces, n_tiles), np.int64)
     slot_starts = np.zeros(n + 1, np.int64)
-    nothing = np.empty(0, np.int32)
     for p in prange(n_pieces):
+        at = rooms[p]
         for rank in range(p * piece, min(n, (p + 1) * piece)):
-            slot_starts[rank + 1] = _visit_tiles(splats, rank, width, height, counters[p], nothing, nothing, 0)
+            count = _tiles_of(splats[rank], width, height, reached, at)
+            for entry in range(at, at + count):
+                counters[p, reached[entry]] += 1
+            slot_starts[rank + 1] = count
+            at += count
     for rank in range(n):
         slot_starts[rank + 1] += slot_starts[rank]
     starts = np.zeros(n_tiles + 1, np.int64)
@@ -198,6 +252,11 @@ def tile_lists(
         starts[tile + 1] = position
     ranks, slots = np.empty(starts[n_tiles], np.int32), np.empty(starts[n_tiles], np.int32)
     for p in prange(n_pieces):
+        at = rooms[p]
         for rank in range(p * piece, min(n, (p + 1) * piece)):
-            _visit_tiles(splats, rank, width, height, counters[p], ranks, slots, slot_starts[rank])
+            for slot in range(slot_starts[rank], slot_starts[rank + 1]):
+                tile = reached[at]
+                at += 1
+                ranks[counters[p, tile]], slots[counters[p, tile]] = rank, slot
+                counters[p, tile] += 1
     return starts, ranks, slots, slot_starts

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int32
 from torch import Tensor
 
 from gags.distill import LanguageField
@@ -55,7 +55,7 @@ class SearchIndex:
     config: QueryConfig
     mean_embedding: Float[Tensor, " width"]
     """Of a sample of the Gaussians, not normalised."""
-    nearest: Int[Tensor, "gaussian neighbour"]
+    nearest: Int32[Tensor, "gaussian neighbour"]
     """Ids of the nearest, itself first: as many as vote (``config.smooth_neighbours``) or link parts."""
 
     @classmethod
