@@ -9,7 +9,19 @@ import gags
 
 SOURCE = Path(gags.__file__).parent
 FLOW = (
-    *("errors", "settings", "progress", "geometry", "paths", "store", "logs", "pretrained", "images", "video"),
+    *(
+        "errors",
+        "devices",
+        "settings",
+        "progress",
+        "geometry",
+        "paths",
+        "store",
+        "logs",
+        "pretrained",
+        "images",
+        "video",
+    ),
     *("gaussians", "rasterize", "scene", "reconstruct", "segment", "encode", "distill", "exchange"),
     *("query", "evaluate", "edits", "inventory", "runs", "pipeline", "presets", "pictures", "charts", "report"),
     *("field", "view", "commands", "cli"),

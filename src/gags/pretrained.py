@@ -101,11 +101,6 @@ _PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
-def best_device() -> torch.device:
-    """The CUDA card where there is one, else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def find_weights(family: Family, source: str | Path | None = None) -> Path:
     """The folder (or file) with a model's weights, downloaded if it must be.
 

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gags.devices import multiplies_bfloat16
 from gags.distill._decoders import FeatureDecoder, GranularityDecoder
 from gags.distill._field import FieldMeta, LanguageField
 from gags.distill._losses import (
@@ -343,11 +344,8 @@ class _Training:
 
     def _decoder_arithmetic(self, device: torch.device) -> torch.autocast:
         wanted = self.config.decoder_dtype
-        # without the instructions bfloat16 is emulated, slower than float32
-        fast = device.type != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        return torch.autocast(
-            device.type, dtype=torch.bfloat16, enabled=wanted == "bfloat16" or (wanted == "auto" and fast)
-        )
+        enabled = wanted == "bfloat16" or (wanted == "auto" and multiplies_bfloat16(device))
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _decoders(self) -> dict[str, nn.Module]:
         decoders: dict[str, nn.Module] = {"feature_decoder": self.feature_decoder}

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gags.devices import multiplies_bfloat16
 from gags.distill._codes import PackedCodes
 from gags.distill._decoders import FeatureDecoder, GranularityDecoder, LinearDecoder
 from gags.errors import GagsError
@@ -85,9 +86,9 @@ class LanguageField:
         folded = self._decoder.fold(vectors)
         if exact or not isinstance(self.feature_decoder, LinearDecoder) or self._is_narrow(len(vectors)):
             rows = self.render(camera).flatten(0, 1)
-            # rounding to bfloat16 moved relevancy by 0.003 at most; without the processor's help it would be slower
-            fast = not exact and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-            with torch.autocast(rows.device.type, torch.bfloat16, enabled=fast):
+            # rounding to bfloat16 moved relevancy by 0.003 at most
+            rounded = not exact and multiplies_bfloat16(rows.device)
+            with torch.autocast(rows.device.type, torch.bfloat16, enabled=rounded):
                 codes = [self._decoder.codes(chunk) for chunk in rows.split(_DECODE_ROWS)]
             products = torch.cat([chunk.float() @ folded for chunk in codes])
             return products.unflatten(0, (camera.height, camera.width))

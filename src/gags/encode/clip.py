@@ -16,10 +16,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from gags.devices import best_device
 from gags.errors import GagsError
 from gags.pretrained import (
     FAMILIES,
-    best_device,
     check_folder,
     find_weights,
     identify,

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from gags.devices import multiplies_bfloat16
 from gags.pretrained import quiet_transformers
 
 
@@ -113,8 +114,8 @@ class _Classifier:
             if isinstance(module, nn.ReLU6):
                 module.inplace = True
         # bfloat16: a third of the time where the processor multiplies it; probabilities move by some hundredths at most
-        fast = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
-        self.dtype = dtype or fast
+        fast = multiplies_bfloat16(torch.device("cpu"))
+        self.dtype = dtype or (torch.bfloat16 if fast else torch.float32)
         self._model = model.requires_grad_(False).to(dtype=self.dtype, memory_format=torch.channels_last)
 
     @torch.no_grad()

@@ -18,7 +18,8 @@ from PIL import Image as PilImage
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
-from gags.pretrained import FAMILIES, best_device, check_folder, find_weights, identify, image_statistics, load_model
+from gags.devices import best_device
+from gags.pretrained import FAMILIES, check_folder, find_weights, identify, image_statistics, load_model
 from gags.segment._types import MaskProposals
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
