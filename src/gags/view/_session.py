@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 _REST_S = 0.3
 """A camera that did not move for so long is at rest."""
+_UNPACK_S = 0.25
+"""A browser has unpacked a picture after so long; until then black would stand in its place."""
 _FLIGHT_STEPS, _FLIGHT_S = 18, 0.6
 _BEST_PHRASES = 5
 _FRUSTUM_SIZE = 0.12
@@ -86,6 +88,7 @@ class Session:
         self._cameras: viser.FrameHandle | None = None
         self._frustums: list[viser.CameraFrustumHandle] = []
         self._picture_lock = threading.Lock()
+        self._picture_sent = False
         self._connected = True
         self._worker = Worker(f"page-{client.client_id}", self._tell)
         self._controls = Controls(client, self, shared.title, shared.vocabulary)
@@ -253,17 +256,27 @@ class Session:
         camera = self._camera().limited(self._shared.max_side_px)
         index = self._index()
         for picture in faithful_pictures(index, state, shown.answer, shown.selected, camera):
-            with self._picture_lock, self._client.atomic():
-                if self._worker.waiting("faithful") or self._worker.waiting("show") or not self._controls.faithful:
+            with self._picture_lock:
+                if self._faithful_is_late():
                     return
                 self._client.scene.set_background_image(picture.numpy(), format="jpeg", jpeg_quality=92)
-                self._splats.visible = False
+                self._picture_sent = True
+            if self._splats.visible:
+                time.sleep(_UNPACK_S)
+                with self._picture_lock:
+                    if not self._picture_sent or self._faithful_is_late():
+                        return
+                    self._splats.visible = False
+
+    def _faithful_is_late(self) -> bool:
+        return self._worker.waiting("faithful") or self._worker.waiting("show") or not self._controls.faithful
 
     def _hide_faithful(self) -> None:
         with self._picture_lock, self._client.atomic():
-            if self._splats is not None and not self._splats.visible:
+            if self._splats is not None and self._picture_sent:
                 self._client.scene.set_background_image(None)
                 self._splats.visible = True
+                self._picture_sent = False
 
     def _moved(self) -> None:
         """The camera moves: the browser draws until it rests."""
