@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +95,7 @@ class BrowserClient:
 
     def drag_slider(self, share: float) -> None:
         """Drag the threshold to a share of its track."""
+        self.tab.get_by_role("slider").scroll_into_view_if_needed()
         thumb = self.tab.get_by_role("slider").bounding_box()
         track = self.tab.get_by_role("slider").locator("xpath=../..").bounding_box()
         assert thumb is not None and track is not None
@@ -126,6 +128,11 @@ class BrowserClient:
     def says(self, words: str) -> None:
         """Wait until the page says so."""
         self.until(lambda: words in self.words(), repr(words))
+
+    def found(self) -> int:
+        """Number of splats on the result card."""
+        card = re.search(r"score [\d.]+, ([\d,]+) splats", self.words())
+        return int(card[1].replace(",", "")) if card else 0
 
     def text(self, label: str) -> str:
         """What stands in a text box."""

@@ -50,12 +50,17 @@ class PageClient:
     def _send(self, kind: str, **content: Any) -> None:
         self._socket.send(msgspec.msgpack.encode({"type": kind, **content}))
 
-    def look(self, position: tuple[float, float, float]) -> None:
-        """Move the camera; it looks along z, y down."""
+    def look(self, position: tuple[float, float, float], size_px: tuple[int, int] = (48, 64)) -> None:
+        """Move the camera; it looks along z, y down, and draws so many rows and columns."""
         self._send(
             "ViewerCameraMessage",
             **{"wxyz": (1.0, 0.0, 0.0, 0.0), "position": position, "fov": 0.8, "near": 0.01, "far": 1000.0},
-            **{"image_height": 48, "image_width": 64, "look_at": (0.0, -1.0, 0.0), "up_direction": (0.0, -1.0, 0.0)},
+            **{
+                "image_height": size_px[0],
+                "image_width": size_px[1],
+                "look_at": (0.0, -1.0, 0.0),
+                "up_direction": (0.0, -1.0, 0.0),
+            },
         )
 
     def widget(self, label: str) -> dict[str, Any]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import importlib
+import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError
+from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, cast, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -88,6 +95,48 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
         main([command, "--help"])
     assert stopped.value.code == 0
     assert "usage: gags " + command in capsys.readouterr().out
+
+
+UNITS = {
+    r"_px$": "pixels",
+    r"_mb$": "MB",
+    r"seconds$": "seconds",
+    r"_radius$": "scene units",
+    r"_lr$": "[Ll]earning rate",
+    r"_weight$": r"[Ww]eight|0\.\.1",
+}
+MEASURE = re.compile(
+    r"0\.\.1|[Ss]hare|scene units|extent|pixels|seconds|MB|[Ll]earning rate|epsilon|[Ww]eight of|power|squared|multiplied|"
+    r"half images|ln\(|divided by"
+)
+"""What a number that is no count can be in."""
+
+
+def flags_of(arguments: type) -> Iterator[tuple[str, Any, str]]:
+    """Name, annotation and help of every flag of a dataclass of flags: the text under its field."""
+    hints = get_type_hints(arguments)
+    classes = [kind for kind in arguments.__mro__ if dataclasses.is_dataclass(kind)]
+    bodies = [ast.parse(inspect.getsource(kind)).body[0].body for kind in classes]  # type: ignore[attr-defined]
+    for field, text in pairwise([*chain(*bodies), None]):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+            hint = hints[field.target.id]
+            if dataclasses.is_dataclass(hint):
+                yield from flags_of(cast(type, hint))
+            else:
+                told = isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+                yield field.target.id, hint, text.value.value if told else ""  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_flag_has_help_that_names_its_unit(command: str) -> None:
+    flags = list(flags_of(importlib.import_module(f"gags.commands.{command}").Arguments))
+    assert flags
+    for name, hint, text in flags:
+        assert text.strip(), f"{command}: {name} has no help"
+        for ending, unit in UNITS.items():
+            assert not re.search(ending, name) or re.search(unit, text), f"{name} does not say {unit}: {text}"
+        if float in (hint, *get_args(hint)):
+            assert MEASURE.search(text), f"{name} names no unit: {text}"
 
 
 def test_run_flags_start_from_the_preset(capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,13 +37,14 @@ class InventoryConfig:
     """What counts as a thing. Distances are squared and relative: 2 is that of two unrelated Gaussians of the scene."""
 
     distance: Positive = 0.25
-    """Neighbouring clusters become one while their mean features are nearer than this."""
+    """Neighbouring clusters become one while the squared distance of their mean features is below this; 2 is that of two
+    unrelated splats."""
     noise: NonNegative = 8.0
     """Small clusters are allowed this much more, divided by their number of splats: they tell less certainly what they are."""
     neighbours: Count = 10
     """A splat's neighbours are so many nearest splats."""
     min_opacity: Share = 0.1
-    """Splats of lower opacity are haze: they belong to nothing."""
+    """Splats of lower opacity (0..1) are haze: they belong to nothing."""
     min_splats: Count = 60
     """Smaller clusters are left out."""
     max_things: Count = 40

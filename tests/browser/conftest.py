@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 import tiny
 from browser_client import BrowserClient
@@ -19,8 +19,15 @@ from gags.view._frame import display_frame
 from page_client import free_port
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-# without a graphics card WebGL is drawn by SwiftShader, which Chromium has to be asked for
-_FLAGS = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+# without a graphics card WebGL is drawn by SwiftShader, which Chromium has to be asked for; smooth edges cost it half its time
+_FLAGS = (
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--ignore-gpu-blocklist",
+    "--webgl-antialiasing-mode=none",
+)
+WINDOW = {"width": 660, "height": 300}
+"""Small, since every pixel costs; the panel stands beside the scene all the same."""
 
 VOCABULARY = (*tiny.BALLS, "floor")
 
@@ -55,15 +62,18 @@ def page(run: Run) -> Iterator[Page]:
     page.stop()
 
 
+@pytest.fixture(scope="module")
+def window(browser: Browser) -> Iterator[BrowserContext]:
+    """What all tabs share: the page's program is fetched and compiled once."""
+    context = browser.new_context(viewport=WINDOW, accept_downloads=True)
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def visit(browser: Browser, page: Page, run: Run) -> Iterator[Callable[[], BrowserClient]]:
-    """Opens the page: every call is another person with a browser of their own."""
-    contexts = []
-
-    def open_page() -> BrowserClient:
-        contexts.append(browser.new_context(viewport={"width": 720, "height": 380}, accept_downloads=True))
-        return BrowserClient(contexts[-1].new_page(), page, display_frame(run.scene.views))
-
-    yield open_page
-    for context in contexts:
-        context.close()
+def visit(window: BrowserContext, page: Page, run: Run) -> Iterator[Callable[[], BrowserClient]]:
+    """Opens the page: every call is another person with a tab of their own."""
+    yield lambda: BrowserClient(window.new_page(), page, display_frame(run.scene.views))
+    # a tab that stays open goes on drawing
+    for tab in window.pages:
+        tab.close()

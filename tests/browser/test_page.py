@@ -14,7 +14,7 @@ import pytest
 import torch
 from jaxtyping import Float
 from PIL import Image
-from playwright.sync_api import Browser
+from playwright.sync_api import BrowserContext
 from torch import Tensor
 
 import tiny
@@ -89,6 +89,16 @@ def test_a_phrase_lights_up_its_object_and_the_controls_follow(visit: Visit) -> 
     client.press("Undo")
     wait_for(client, is_orange, BLUE)
 
+    client.ask("red ball")
+    wait_for(client, is_orange, RED)
+    found = client.found()
+    client.tick("Largest part")
+    client.until(lambda: 0 < client.found() < found, "what is not connected to be left out")
+    client.press("Undo")
+    client.until(lambda: client.found() == found, "all parts")
+    client.press("Undo")
+    wait_for(client, is_grey, RED)
+
     client.choose("What is found", "isolate")
     wait_for(client, is_background, GREEN)
     assert client.color(client.screenshot(), BLUE).argmax() == 2
@@ -128,7 +138,7 @@ def test_a_click_names_what_it_hits_and_a_photograph_is_flown_to(visit: Visit, r
 
     # from farther away the photographs on the other side are in sight
     near, seen = client.screenshot(), client.server_side.camera
-    seen.position = seen.look_at + 3 * (seen.position - seen.look_at)
+    seen.position = seen.look_at + 2 * (seen.position - seen.look_at)
     client.until(lambda: difference(client.screenshot(), near) > 2, "the browser to go back")
     width, height = client.camera().width, client.camera().height
     places = {}
@@ -156,6 +166,15 @@ def test_what_the_colours_say_can_be_chosen(visit: Visit) -> None:
     client.tick("Faithful")
     client.until(lambda: difference(client.screenshot(), plain) > 0.5, "the server's picture")
     assert client.color(client.screenshot(), GREEN).argmax() == 1
+    client.tick("Faithful")
+
+    client.ask("blue ball")
+    client.says("score")
+    client.choose("What is found", "isolate")
+    wait_for(client, is_background, GREEN)
+    client.choose("Colours", "relevancy")
+    client.says("red fits the question")
+    wait_for(client, is_orange, BLUE)
 
 
 def test_files_come_down_and_a_saved_camera_is_asked_from(
@@ -235,11 +254,11 @@ def serving(run: Run) -> Iterator[Callable[[int], subprocess.Popen[str]]]:
 
 
 def test_a_killed_server_leaves_a_page_that_comes_back_with_it(
-    browser: Browser, serving: Callable[[int], subprocess.Popen[str]]
+    window: BrowserContext, serving: Callable[[int], subprocess.Popen[str]]
 ) -> None:
     port = free_port()
     server = serving(port)
-    tab = browser.new_page(viewport={"width": 720, "height": 380})
+    tab = window.new_page()
     tab.set_default_timeout(1000 * WAIT_S)
     tab.goto(f"http://localhost:{port}")
     tab.get_by_text("then press Enter").wait_for()

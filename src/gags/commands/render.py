@@ -51,7 +51,7 @@ class Arguments:
     frames: bool = False
     """With --video: write every frame as a PNG as well. Without --video they always are."""
     seconds: Positive = 8.0
-    """Duration of the flight."""
+    """Duration of the flight in seconds."""
     fps: Count = 24
     """Frames per second of the flight."""
     key_views: Count = 16

@@ -78,7 +78,7 @@ class DistillConfig:
     region_weight: NonNegative = 0.1
     """Weight of the variance of the features inside a region, after ``late_start`` (0 before)."""
     late_start: Share = 0.5
-    """Fraction of the iterations after which the late weights hold."""
+    """Share of the iterations (0..1) after which the late weights hold."""
     pixels_per_iteration: Count | None = None
     """Pixels decoded per iteration, sampled evenly over the regions; None: all (the paper's schedule)."""
     views_per_iteration: Count = 1
@@ -90,7 +90,7 @@ class DistillConfig:
     decoder_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Arithmetic of the decoders in training. bfloat16 halves their time on processors that have it."""
     min_blend_weight: Share = 1e-3
-    """Blend weights (alpha x transmittance) below this are left out of the feature maps; saves memory and time."""
+    """Blend weights (alpha x transmittance, 0..1) below this are left out of the feature maps; saves memory and time."""
     seed: Seed = 0
     """Of the decoders' initial parameters, the order of the views and the sampled pixels."""
     log_every: Count = 50

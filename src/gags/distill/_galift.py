@@ -54,14 +54,14 @@ class GaliftConfig:
     """What levels are compared by is R + size_prior x ln(region size / picture size), both blend-weighted means over the
     views. 0: agreement alone. At 0.2 a region twice as large makes up for an R that is lower by 0.14."""
     temperature: NonNegative = 0.0
-    """0: a Gaussian takes the level that compares best alone. Above: the levels' mean features are mixed with weights
-    softmax(what they are compared by / temperature)."""
+    """0: a Gaussian takes the level that compares best alone. Above, on R's scale of 0..1: the levels' mean features are mixed
+    with weights softmax(what they are compared by / temperature)."""
     downscale: Count = 2
     """The label maps and the blend weights are this many times smaller than the segmented images."""
     min_blend_weight: Share = 1e-3
-    """Blend weights (alpha x transmittance) below this are left out; saves memory and time."""
+    """Blend weights (alpha x transmittance, 0..1) below this are left out; saves memory and time."""
     memory_mb: Neutral[Positive] = 2000.0
-    """Memory of the sums. Scenes that need more are worked through in blocks of Gaussians, a pass over the views each."""
+    """Memory of the sums in MB. Scenes that need more are worked through in blocks of Gaussians, a pass over the views each."""
 
 
 def galift(

@@ -43,7 +43,7 @@ class LiftConfig:
     downscale: Count = 2
     """The label maps and the blend weights are this many times smaller than the segmented images."""
     min_blend_weight: Share = 1e-3
-    """Blend weights (alpha x transmittance) below this are left out; saves memory and time."""
+    """Blend weights (alpha x transmittance, 0..1) below this are left out; saves memory and time."""
 
 
 def lift(

@@ -28,15 +28,15 @@ class QueryConfig:
     negatives: Annotated[tuple[str, ...], Phrases()] = ("object", "things", "stuff", "texture")
     """Canonical phrases that a relevant feature must resemble less than the query (LERF)."""
     temperature: Positive = 10.0
-    """Sharpness of relevancy."""
+    """Sharpness of relevancy: cosines are multiplied by it."""
     threshold: Share = 0.4
-    """Heat above this is in the mask. The hottest pixel is 1, the middle of the range 0: 0.4 is 0.7 of the range."""
+    """Heat (0..1) above this is in the mask. The hottest pixel is 1, the middle of the range 0: 0.4 is 0.7 of the range."""
     kernel_px: Count = 30
-    """Side of the mean filter before localisation and segmentation."""
+    """Side in pixels of the mean filter before localisation and segmentation."""
     majority_radius_px: Natural = 3
-    """Reach of the majority filter that cleans masks."""
+    """Reach in pixels of the majority filter that cleans masks."""
     min_alpha: Share = 0.5
-    """Of a selection of Gaussians rendered alone: pixels that it covers more than this are its mask."""
+    """Of a selection of Gaussians rendered alone: pixels that it covers more than this (share, 0..1) are its mask."""
     smooth_votes: Natural = 20
     """In 3D: a Gaussian is selected when more neighbours than this are."""
     smooth_min_votes: Natural = 10

@@ -15,7 +15,7 @@ class ReconstructConfig:
     iterations: Count = 30_000
     """Optimiser steps, one view each."""
     max_side_px: Side | None = 1600
-    """Longer side of the training images. None: the scene's working resolution."""
+    """Longer side of the training images in pixels. None: the scene's working resolution."""
     num_downscales: Annotated[int, Within(0, 8)] = 0
     """Coarse to fine: training starts with images of 1 / 2^num_downscales of that side."""
     resolution_schedule: Count = 3000
@@ -39,7 +39,7 @@ class ReconstructConfig:
     sh_rest_lr: NonNegative = 2.5e-3 / 20
     """Learning rate of the higher colour bands."""
     ssim_weight: Share = 0.2
-    """Share of 1 - SSIM in the loss; the rest is L1."""
+    """Share of 1 - SSIM in the loss, 0..1; the rest is L1."""
     random_background: bool = False
     """Render over a random colour in every iteration, against Gaussians that imitate the black background."""
     refine_start: Natural = 500
@@ -53,7 +53,7 @@ class ReconstructConfig:
     grow_scale3d: NonNegative = 0.01
     """Growing Gaussians up to this size (share of the scene's extent) are cloned, larger ones split."""
     prune_opacity: Annotated[float, Within(0, 0.5, open=True)] = 5e-3
-    """Gaussians of lower opacity are removed."""
+    """Gaussians of lower opacity (0..1) are removed."""
     reset_every: Natural = 3000
     """Iterations between resets of all opacities to twice ``prune_opacity``. 0: never, for short trainings."""
     max_gaussians: Count | None = None

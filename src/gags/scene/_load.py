@@ -33,7 +33,7 @@ class SceneConfig:
     """Which photographs, at which size."""
 
     max_side_px: Side | None = 1600
-    """Longer side of the working resolution; larger photographs are shrunk to it (None: as they are)."""
+    """Longer side of the working resolution in pixels; larger photographs are shrunk to it (None: as they are)."""
     every: Count = 1
     """Keep every n-th photograph in name order."""
     hold_out_every: Annotated[int, Within(2, or_zero=True)] = 0

@@ -26,7 +26,7 @@ class SegmentConfig:
     """Settings of the segmentation stage. The defaults are the paper's."""
 
     max_side_px: Side | None = None
-    """Longer side at which views are segmented (None: the scene's working resolution)."""
+    """Longer side in pixels at which views are segmented (None: the scene's working resolution)."""
     prompts: Prompts = "depth"
     """depth: GaS, denser where other views come closer; uniform: an even grid of as many points."""
     occlusion_tolerance: NonNegative = 0.25
@@ -36,17 +36,17 @@ class SegmentConfig:
     max_per_side: Count = 20
     """Most prompts along a side of a patch."""
     min_predicted_iou: Share = 0.7
-    """Masks that the segmenter trusts less are dropped."""
+    """Masks whose predicted IoU (0..1) is lower are dropped."""
     min_stability: Share = 0.85
-    """Masks that change more when their threshold moves are dropped."""
+    """Masks whose stability (0..1: how little they change when their threshold moves) is lower are dropped."""
     max_box_iou: Share = 0.7
-    """Of masks whose boxes overlap more, within a level, the one with the best predicted IoU stays."""
+    """Of masks whose boxes overlap more (IoU, 0..1), within a level, the one with the best predicted IoU stays."""
     min_region_px: Natural = 100
     """Islands and holes of masks with fewer pixels are removed."""
     max_mask_iou: Share = 0.8
-    """Mask suppression: of masks that overlap more the better one stays."""
+    """Mask suppression: of masks that overlap more (IoU, 0..1) the better one stays."""
     min_score: Share = 0.7
-    """Mask suppression: masks whose predicted IoU times stability is not above this are dropped."""
+    """Mask suppression: masks whose predicted IoU times stability (0..1) is not above this are dropped."""
     prompts_per_batch: Neutral[Count] = 64
     """Prompts given to the segmenter at once: bounds memory."""
     seed: Seed = 0

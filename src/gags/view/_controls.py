@@ -64,6 +64,7 @@ class Controls:
         self._earlier_folder = self._gui.add_folder("Earlier", visible=False)
         self._earlier: list[viser.GuiButtonHandle] = []
         self._asked: tuple[str, ...] = ()
+        self._state = ViewState()
         with self._gui.add_folder("What is it?", expand_by_default=False):
             self._place = self._gui.add_html(note("Click a place in the scene."))
             self._vocabulary = self._gui.add_text("Vocabulary", "\n".join(vocabulary), multiline=True)
@@ -138,10 +139,12 @@ class Controls:
 
     def show_history(self, history: History) -> None:
         """Set the widgets to a state."""
-        state = history.present
-        self._text.value = state.text  # type: ignore[misc]
-        for name, widget in self._state_widgets().items():
-            widget.value = getattr(state, name)  # type: ignore[misc]
+        state, before = history.present, self._state
+        self._state = state
+        for name, widget in {"text": self._text, **self._state_widgets()}.items():
+            # one that stays is left alone: its person may be at it at this very moment
+            if getattr(state, name) != getattr(before, name):
+                widget.value = getattr(state, name)  # type: ignore[misc]
         self._undo.disabled = not history.past
         self._redo.disabled = not history.future
         if history.asked != self._asked:

@@ -43,7 +43,7 @@ class ViewConfig:
     max_splats: Count = 500_000
     """Splats that a browser draws, at most. Larger scenes are thinned for display; searches and files have them all."""
     max_side_px: Side = 1600
-    """Longer side of the server's own pictures (faithful mode), at most."""
+    """Longer side of the server's own pictures (faithful mode) in pixels, at most."""
 
 
 @dataclass(frozen=True)

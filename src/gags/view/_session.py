@@ -39,6 +39,12 @@ logger = logging.getLogger(__name__)
 
 _REST_S = 0.3
 """A camera that did not move for so long is at rest."""
+_UNPACK_S = 0.25
+"""A browser has unpacked a picture after so long; until then black would stand in its place."""
+_STILL = 1e-6
+"""Cameras that differ less, in display units and radians, are the same."""
+_ASPECT_WEIGHT = 3e-5
+"""Sides in whole pixels change a picture's shape by a hundredth or so: that is no move."""
 _FLIGHT_STEPS, _FLIGHT_S = 18, 0.6
 _BEST_PHRASES = 5
 _FRUSTUM_SIZE = 0.12
@@ -86,6 +92,8 @@ class Session:
         self._cameras: viser.FrameHandle | None = None
         self._frustums: list[viser.CameraFrustumHandle] = []
         self._picture_lock = threading.Lock()
+        self._picture_sent = False
+        self._stand = self._where()
         self._connected = True
         self._worker = Worker(f"page-{client.client_id}", self._tell)
         self._controls = Controls(client, self, shared.title, shared.vocabulary)
@@ -253,21 +261,34 @@ class Session:
         camera = self._camera().limited(self._shared.max_side_px)
         index = self._index()
         for picture in faithful_pictures(index, state, shown.answer, shown.selected, camera):
-            with self._picture_lock, self._client.atomic():
-                if self._worker.waiting("faithful") or self._worker.waiting("show") or not self._controls.faithful:
+            with self._picture_lock:
+                if self._faithful_is_late():
                     return
                 self._client.scene.set_background_image(picture.numpy(), format="jpeg", jpeg_quality=92)
-                self._splats.visible = False
+                self._picture_sent = True
+            if self._splats.visible:
+                time.sleep(_UNPACK_S)
+                with self._picture_lock:
+                    if not self._picture_sent or self._faithful_is_late():
+                        return
+                    self._splats.visible = False
+
+    def _faithful_is_late(self) -> bool:
+        return self._worker.waiting("faithful") or self._worker.waiting("show") or not self._controls.faithful
 
     def _hide_faithful(self) -> None:
         with self._picture_lock, self._client.atomic():
-            if self._splats is not None and not self._splats.visible:
+            if self._splats is not None and self._picture_sent:
                 self._client.scene.set_background_image(None)
                 self._splats.visible = True
+                self._picture_sent = False
 
     def _moved(self) -> None:
         """The camera moves: the browser draws until it rests."""
-        if not self._connected:
+        before, self._stand = self._stand, self._where()
+        # a browser that is slow draws fewer pixels of the same view: were that a move, what it causes could begin it anew
+        rests = np.allclose(before, self._stand, rtol=0.0, atol=_STILL)
+        if rests or not self._connected:
             return
         self._clear_view()
         if self._controls.faithful:
@@ -275,6 +296,12 @@ class Session:
             self._hide_faithful()
         if self._history.present.display == "depth":
             self._worker.submit("show", self._show_state, _REST_S)
+
+    def _where(self) -> np.ndarray:
+        """All that makes a view, save the number of its pixels."""
+        seen = self._client.camera
+        aspect = _ASPECT_WEIGHT * seen.image_width / seen.image_height
+        return np.array([*seen.wxyz, *seen.position, seen.fov, aspect])
 
     def _camera(self) -> Camera:
         """The browser's camera in the world."""
