@@ -229,7 +229,7 @@ def measure_ceiling(run: Run, labels: Labels, config: QueryConfig) -> dict[str, 
         votes += blend.scatter(targets)
         weights += blend.scatter(torch.ones(len(targets), 1)) * asked
     shares = votes / weights.clamp(min=1e-9)
-    halves = []
+    halves: dict[str, list[float]] = {}
 
     def relevancy_of(name: str, width: int, height: int, phrases: Sequence[str]) -> Tensor:
         camera = run.scene.view(name).camera.resized(width, height)
@@ -237,11 +237,15 @@ def measure_ceiling(run: Run, labels: Labels, config: QueryConfig) -> dict[str, 
             -1, 0
         )
         frame = next(frame for frame in labels.frames if frame.image_name == name)
-        halves.extend(float(ious(maps[i : i + 1] > 0.5, label.mask)) for i, label in enumerate(frame.labels))
+        halves[name] = [float(ious(maps[i : i + 1] > 0.5, label.mask)) for i, label in enumerate(frame.labels)]
         return maps
 
     scored = evaluate(relevancy_of, labels, protocol="rendered", split=run.split(labels), config=config)
-    return {"cut_at_half": statistics.fmean(halves), **summary(scored)}
+    return {
+        "cut_at_half": statistics.fmean(value for values in halves.values() for value in values),
+        "cut_at_half_by_photograph": {name: statistics.fmean(values) for name, values in halves.items() if values},
+        **summary(scored),
+    }
 
 
 def summary(evaluation: Evaluation) -> dict[str, Any]:
