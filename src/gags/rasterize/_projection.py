@@ -167,7 +167,7 @@ def _is_far_outside(
     square, reach = largest * largest, 1.001 * MAX_EXTENT * MAX_EXTENT
     out_x = beyond_x > 0.0 and beyond_x * beyond_x > reach * (fx_z * fx_z * (1.0 + rx * rx) * square + eps2d)
     out_y = beyond_y > 0.0 and beyond_y * beyond_y > reach * (fy_z * fy_z * (1.0 + ry * ry) * square + eps2d)
-    return out_x or out_y
+    return bool(out_x or out_y)
 
 
 @parallel_kernel

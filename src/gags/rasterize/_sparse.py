@@ -74,7 +74,7 @@ def _walk_tile(
             if not open_rows[y - top]:
                 continue
             dy = np.float32(y) + _HALF - s[MEAN_Y]
-            x, stop = np.int64(spans[y - top]), np.int64(spans[TILE_HEIGHT + y - top])
+            x, stop = int(spans[y - top]), int(spans[TILE_HEIGHT + y - top])
             while x < stop:
                 at = (y - top) * STRIDE + x - left
                 weight = attenuate(state, at, falloff(s, x, dy)[1])[1]

@@ -148,7 +148,7 @@ def _blend_tile(
             if not open_rows[y - top]:
                 continue
             dy = np.float32(y) + _HALF - s[MEAN_Y]
-            x, stop = np.int64(spans[y - top]), np.int64(spans[TILE_HEIGHT + y - top])
+            x, stop = int(spans[y - top]), int(spans[TILE_HEIGHT + y - top])
             while x < stop:
                 at = (y - top) * STRIDE + x - left
                 drawn, weight = attenuate(state, at, falloff(s, x, dy)[1])
@@ -279,7 +279,7 @@ def _blend_tile_backward(
             if row_last[y - top] < k:
                 continue
             dy = np.float32(y) + _HALF - s[MEAN_Y]
-            x, stop = np.int64(spans[y - top]), np.int64(spans[TILE_HEIGHT + y - top])
+            x, stop = int(spans[y - top]), int(spans[TILE_HEIGHT + y - top])
             while x < stop:
                 at = (y - top) * STRIDE + x - left
                 dx, unclamped = falloff(s, x, dy)
