@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import time
 from collections.abc import Callable
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from gags.geometry import Camera, project
 from gags.view import Page
-from gags.view._frame import DisplayFrame
+from gags.view._frame import DisplayFrame, vertical_fov
+from gags.view._session import FRUSTUM_SIZE
 
 WAIT_S = 60.0
 """Longer than any answer takes on a machine that is busy with other things."""
@@ -148,6 +150,13 @@ class BrowserClient:
         xy_px, depth = project(self.camera(), point_world[None])
         assert float(depth[0]) > 0
         return float(xy_px[0, 0]), float(xy_px[0, 1])
+
+    def middle_of_photograph(self, camera: Camera) -> Float[Tensor, " 3"]:
+        """Where the middle of a photograph stands in the scene: viser draws a pyramid of FRUSTUM_SIZE cubed, whatever its shape."""
+        half_height = math.tan(vertical_fov(camera) / 2)
+        shape = half_height * half_height * camera.width / camera.height / 3
+        height_of_pyramid = FRUSTUM_SIZE / shape ** (1 / 3) / self._frame.scale
+        return camera.center_world + height_of_pyramid * camera.T_camera_world[2, :3]
 
     def render(self) -> UInt8[np.ndarray, "height width 3"]:
         """What the browser draws, as it tells the server: the scene alone."""

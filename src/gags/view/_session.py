@@ -47,8 +47,8 @@ _ASPECT_WEIGHT = 3e-5
 """Sides in whole pixels change a picture's shape by a hundredth or so: that is no move."""
 _FLIGHT_STEPS, _FLIGHT_S = 18, 0.6
 _BEST_PHRASES = 5
-_FRUSTUM_SIZE = 0.12
-"""Height of a camera's picture in the scene, display units."""
+FRUSTUM_SIZE = 0.12
+"""Of a camera in the scene, display units: the edge of a cube three times as large as its pyramid, as viser counts."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class Session:
                 f"/cameras/{number}",
                 fov=vertical_fov(camera),
                 aspect=camera.width / camera.height,
-                scale=_FRUSTUM_SIZE,
+                scale=FRUSTUM_SIZE,
                 thickness=0.004,
                 color=(230, 160, 40) if view.held_out else (90, 90, 90),
                 image=picture.numpy(),
@@ -193,7 +193,7 @@ class Session:
         """Hide the photographs that the page's camera stands in: they would cover everything else."""
         position = np.array(self._client.camera.position)
         for frustum in self._frustums:
-            frustum.visible = bool(np.linalg.norm(frustum.position - position) > 2 * _FRUSTUM_SIZE)
+            frustum.visible = bool(np.linalg.norm(frustum.position - position) > 2 * FRUSTUM_SIZE)
 
     def _fly_to_clicked(self, camera: Camera, _: viser.SceneNodePointerEvent) -> None:
         self.fly_to_camera(camera)
