@@ -131,6 +131,8 @@ def test_the_command_writes_and_prints(
 def test_without_labels_there_is_nothing_to_compare(tmp_path: Path) -> None:
     with pytest.raises(GagsError, match=r"ablate: expected labels in .*, found none"):
         ablate(tmp_path, tmp_path / "out", CONFIG, QUERY, PAPER, 1)
+    with pytest.raises(GagsError, match=r"--query.kernel-px: expected at least 1, found 0"):
+        ablate(tmp_path, tmp_path / "out", CONFIG, QueryConfig(kernel_px=0), PAPER, 1)
     labelled = dataclasses.replace(CONFIG, labels=tmp_path, decoders=tmp_path)
     with pytest.raises(GagsError, match=r"ablate --decoders .* expected masks and fields to be made"):
         ablate(tmp_path, tmp_path / "out", labelled, QUERY, PAPER, 1)

@@ -24,7 +24,7 @@ FLOW = (
     ),
     *("gaussians", "rasterize", "scene", "reconstruct", "segment", "encode", "distill", "exchange"),
     *("query", "evaluate", "edits", "inventory", "runs", "pipeline", "presets", "pictures", "charts", "report"),
-    *("field", "view", "commands", "cli"),
+    *("field", "view", "commands", "cli", "__main__"),
 )
 FORBIDDEN = {"torchvision", "timm", "open_clip", "segment_anything", "sam2", "cv2", "pickle"}
 MODULES = sorted(SOURCE.rglob("*.py"))

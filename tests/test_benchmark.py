@@ -182,6 +182,16 @@ def test_mistakes_are_named(dataset: Path, tmp_path: Path) -> None:
     ):
         measure(spoiled, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    (spoiled / "teatime/labels/frame_00005.json").write_text(
+        json.dumps({"info": {"name": "frame_5.png", "width": 60, "height": 40}, "objects": []})
+    )
+    with pytest.raises(
+        GagsError, match=r"teatime/labels: expected at least one labelled object, found none in 1 files"
+    ):
+        measure(spoiled, tmp_path / "out")
+    with pytest.raises(GagsError, match=r"--query.kernel-px: expected at least 1, found 0"):
+        benchmark(find_scenes(dataset), tmp_path / "out", CONFIG, QueryConfig(kernel_px=0))
+    assert not (tmp_path / "out").exists()
     shutil.copytree(spoiled / "label/ramen", spoiled / "ramen/labels")
     with pytest.raises(
         GagsError, match=r"ramen/labels: expected a scene's labels in one place, found others in .*label/ramen"

@@ -77,6 +77,8 @@ def test_help_names_every_command_without_loading_anything(capsys: pytest.Captur
     assert all(f"  {name} " in shown for name in COMMANDS)
     loaded = "import sys, gags.cli; gags.cli.main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", loaded], stdout=subprocess.DEVNULL, check=False).returncode == 0
+    module = subprocess.run([sys.executable, "-m", "gags", "fly"], capture_output=True, check=False)
+    assert module.returncode == 2 and b"unknown command 'fly'" in module.stderr
 
 
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -277,7 +279,7 @@ def test_query_looks_from_a_saved_camera(finished: Path, tmp_path: Path, capsys:
     )
     assert main(["query", str(finished), "ball", "--camera", str(path), "--json", "--out", str(tmp_path)]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    assert row["view"] == "camera.json"
+    assert row["view"] == "camera"
     assert np.asarray(Image.open(row["pictures"]["found"])).shape == (48, 64, 3)
     assert "found --view a" in mistake(["query", str(finished), "ball", "--camera", str(path), "--view", "a"], capsys)
 

@@ -185,6 +185,8 @@ def test_the_command_writes_a_table_json_and_crops(
     assert main(["inventory", str(tiny_run), *flags, "--out", str(tmp_path / "b")]) == 0
     shown = capsys.readouterr()
     assert "red ball" in shown.out and "3 of 3 labelled objects found" in shown.err
+    assert main(["inventory", str(tiny_run), *flags, "--out", str(tmp_path / "c"), "--labels", str(tmp_path)]) == 1
+    assert "expected" in capsys.readouterr().err and not (tmp_path / "c").exists()
 
 
 def test_vocabularies(tmp_path: Path) -> None:

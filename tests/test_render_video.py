@@ -125,6 +125,10 @@ def test_an_unknown_path_and_a_file_of_something_else_are_named(
     (tmp_path / "no.json").write_text("[]")
     assert main(["render", str(tiny_run), "--path", str(tmp_path / "no.json")]) == 1
     assert "expected a camera" in capsys.readouterr().err
+    assert main(["render", str(tiny_run), "--phrase", "ball"]) == 1
+    assert "--phrase 'ball': expected --mode relevancy or heat beside it, found rgb" in capsys.readouterr().err
+    assert main(["render", str(tiny_run), "--video", str(tmp_path / "a.avi")]) == 1
+    assert "expected a name that ends in .mp4, found '.avi'" in capsys.readouterr().err
 
 
 def test_the_colours_of_a_flight_mean_the_same_in_every_frame(tiny_run: Path) -> None:

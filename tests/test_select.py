@@ -128,6 +128,9 @@ def test_colours_and_highlights_are_mixed() -> None:
 def test_colours_are_parsed_and_refused(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert parse_color("#ff3C1e") == (255, 60, 30) and parse_color("010203") == (1, 2, 3)
     out = str(tmp_path / "a.ply")
+    for name, found in (("a.obj", ".obj"), ("a", "no ending"), ("", "a folder")):
+        assert main(["select", str(tiny_run), "x", "--out", str(tmp_path / name)]) == 1
+        assert f"ending in .ply, .spz or .splat, found {found}" in capsys.readouterr().err
     assert main(["recolor", str(tiny_run), "x", "--out", out, "--color", "red"]) == 1
     assert "--color red: expected a colour as #rrggbb" in capsys.readouterr().err
     assert main(["recolor", str(tiny_run), "x", "--out", out, "--strength", "2"]) == 1

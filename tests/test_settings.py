@@ -78,7 +78,7 @@ def test_numbers_are_named_as_their_flags(capsys: pytest.CaptureFixture[str]) ->
         (SceneConfig(max_side_px=3), "--max-side-px: expected at least 16, found 3"),
         (SegmentConfig(min_stability=-0.1), "--min-stability: expected at least 0 and at most 1, found -0.1"),
         (DistillConfig(entropy_weight=(0.1, -1)), "--entropy-weight: expected at least 0, found (0.1, -1)"),
-        (DistillConfig(feature_lr=math.inf), "--feature-lr: expected at least 0, found inf"),
+        (DistillConfig(feature_lr=math.inf), "--feature-lr: expected a finite number, found inf"),
     ],
 )
 def test_settings_that_cannot_be(config: Any, message: str) -> None:

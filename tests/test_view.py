@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import json
+import math
 import threading
 import time
 from collections.abc import Iterator
@@ -557,8 +558,14 @@ def test_what_was_found_can_be_saved(page: Page, tmp_path: Path, scene: Scene) -
     expected = display_frame(scene.views).to_world((0.0, -1.0, -4.0))
     torch.testing.assert_close(camera.center_world, expected, atol=1e-5, rtol=1e-5)
     assert Image.open(io.BytesIO((tmp_path / "screenshot.png").read_bytes())).size == (64, 48)
-    (tmp_path / "camera.json").write_text("[1]")
-    with pytest.raises(GagsError, match="expected a camera"):
+    saved = json.loads((tmp_path / "camera.json").read_text())
+    mirrored = [[-1, 0, 0, 0], *saved["T_camera_world"][1:]]
+    for wrong in ([1], {}, saved | {"fx_px": 0.0}, saved | {"cy_px": math.nan}, saved | {"T_camera_world": mirrored}):
+        (tmp_path / "camera.json").write_text(json.dumps(wrong))
+        with pytest.raises(GagsError, match=r"expected a camera .* save one from the page of 'gags view'"):
+            read_camera(tmp_path / "camera.json")
+    (tmp_path / "camera.json").write_text("[1,")
+    with pytest.raises(GagsError, match=r"expected JSON, .*; save one from the page of 'gags view'$"):
         read_camera(tmp_path / "camera.json")
 
 

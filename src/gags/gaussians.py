@@ -131,9 +131,8 @@ def write_splats(
     all (``store.write_atomically``). Raises GagsError if it cannot be written.
     """
     path = Path(path)
+    check_splat_name(path)
     suffix = path.suffix.lower()
-    if suffix not in _READERS:
-        raise GagsError(f"{path}: expected a name ending in .ply, .spz or .splat, found {suffix or 'no ending'}")
     gaussians.check(str(path))
     if semantic is not None and suffix != ".ply":
         raise GagsError(f"{path}: semantic features need a .ply file, found {suffix}; write a .ply or leave them out")
@@ -151,6 +150,13 @@ def write_splats(
             _write_splat(partial, gaussians)
 
     write_atomically(path, write)
+
+
+def check_splat_name(path: Path) -> None:
+    """Raise a GagsError for a name that ``write_splats`` has no format for, or that is a folder's."""
+    if path.suffix.lower() not in _READERS or path.is_dir():
+        found = "a folder" if path.is_dir() else path.suffix or "no ending"
+        raise GagsError(f"{path}: expected a file's name ending in .ply, .spz or .splat, found {found}; rename it")
 
 
 class _PlyHeader(NamedTuple):

@@ -104,6 +104,10 @@ class Inventory:
     """The phrases that names were chosen from."""
 
 
+class NothingFoundError(GagsError):
+    """A scene without things that could be listed."""
+
+
 def take_inventory(
     field: QueryableField,
     views: Sequence[View],
@@ -115,19 +119,20 @@ def take_inventory(
     """The things of a scene.
 
     Raises:
-        GagsError: a setting out of range, no views, an empty vocabulary, or no cluster large enough.
+        NothingFoundError: no cluster is large enough.
+        GagsError: a setting out of range, no views, an empty vocabulary.
     """
     check_settings(config)
     gaussians = field.gaussians
     ids = (gaussians.opacities >= config.min_opacity).nonzero()[:, 0]
     if len(ids) < 2:
-        raise GagsError(f"inventory: expected splats of opacity {config.min_opacity} or more, found {len(ids)}")
+        raise NothingFoundError(f"inventory: expected splats of opacity {config.min_opacity} or more, found {len(ids)}")
     scene_mean, features = _relative_features(field, ids)
     cluster = _clusters(gaussians.means[ids], features, config)
     sizes = torch.bincount(cluster)
     groups = [ids[cluster == index] for index in (sizes >= config.min_splats).nonzero()[:, 0].tolist()]
     if not groups:
-        raise GagsError(
+        raise NothingFoundError(
             f"inventory: expected clusters of {config.min_splats} splats, found none larger than {int(sizes.max())}; "
             "lower --min-splats or raise --distance"
         )

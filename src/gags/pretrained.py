@@ -175,7 +175,7 @@ def _missing(family: Family, hub_name: str, reason: str) -> str:
     return (
         f"{family.title} weights {hub_name!r}: expected them in the cache ({HF_HUB_CACHE}) or on the network, found neither "
         f"({reason}). Download https://huggingface.co/{hub_name} ({family.size(hub_name)}) where there is a network, with "
-        f"'hf download {hub_name} --local-dir DIR'{file}; then give {family.flag} DIR. "
+        f"'hf download {hub_name} --local-dir DIR'{file}; then give {family.flag} DIR{' or FILE' if family.file else ''}. "
         f"Without any download: {family.offline}, which is built in"
     )
 

@@ -17,21 +17,19 @@ from torch import Tensor
 from gags.charts import line_chart
 from gags.encode import ImageTextEncoder
 from gags.errors import GagsError
-from gags.evaluate import Evaluation, FrameLabels
-from gags.geometry import Camera
+from gags.evaluate import Evaluation
 from gags.images import draw_box, draw_mask, draw_point, encode_jpeg, overlay, resize_image
-from gags.inventory import Inventory, InventoryConfig, inventory_recall, take_inventory
+from gags.inventory import Inventory, InventoryConfig, NothingFoundError, inventory_recall, take_inventory
 from gags.logs import read_log
 from gags.pictures import FOUND_COLOR, RenderMode, painter, thing_crop
 from gags.query import VOCABULARY, QueryConfig, best_views, query, query_3d
-from gags.runs import FieldKind, Run, labelled_views
+from gags.runs import FieldKind, Frames, Run, labelled_views
 from gags.scene import View
 from gags.segment import LEVELS
 from gags.settings import Count, Side, check_settings
 from gags.store import read_json
 
 Picture = UInt8[Tensor, "height width 3"]
-Frames = Sequence[tuple[Camera, FrameLabels]]
 
 # Small files; what they show survives it.
 _JPEG_QUALITY = 82
@@ -190,7 +188,7 @@ def _inventory(
     try:
         things = InventoryConfig(max_things=config.max_things)
         return take_inventory(field, run.scene.views, VOCABULARY, encoder, query_config, things)
-    except GagsError:
+    except NothingFoundError:
         return None
 
 

@@ -214,8 +214,12 @@ def evaluate_run(
     )
 
 
-def labelled_views(run: Run, labels_folder: Path) -> list[tuple[Camera, FrameLabels]]:
-    """Labels of the run's views as the views show them, each with its camera at the labels' size.
+Frames = Sequence[tuple[Camera, FrameLabels]]
+"""Labels of views, each with its camera at the labels' size."""
+
+
+def labelled_views(run: Run, labels_folder: Path) -> Frames:
+    """Labels of the run's views as the views show them.
 
     Raises a GagsError if none of the labelled photographs is a view.
     """

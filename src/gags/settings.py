@@ -44,6 +44,8 @@ class Within:
         inside = self.low < value < self.high if self.open else self.low <= value <= self.high
         if (inside and value != math.inf) or (self.or_zero and value == 0):
             return None
+        if math.isnan(value) or math.isinf(value):
+            return "a finite number"
         lower = f"more than {self.low}" if self.open else f"at least {self.low}"
         upper = f" and less than {self.high}" if self.open else f" and at most {self.high}"
         return f"{'0, or ' if self.or_zero else ''}{lower}{upper if self.high < math.inf else ''}"

@@ -100,28 +100,32 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(to_json(value), indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file; a GagsError if it is missing or not JSON."""
-    with _reading(path, "JSON"):
+def read_json(path: Path, remedy: str | None = None) -> Any:
+    """The value in a JSON file; a GagsError if it is missing or not JSON.
+
+    Args:
+        remedy: what to do then; None: make the run anew.
+    """
+    with _reading(path, "JSON", remedy):
         return json.loads(path.read_text(encoding="utf-8"))
 
 
 @contextmanager
-def _reading(path: Path, kind: str) -> Iterator[None]:
+def _reading(path: Path, kind: str, remedy: str | None = None) -> Iterator[None]:
     """What goes wrong while a file is read becomes a GagsError that names it and says how it is made anew."""
     # a complete stage is made anew as a whole: without its folder
     in_stage = (path.parent / "stage.json").exists()
-    remedy = f"delete {path.parent if in_stage else path} and run the same 'gags run' again"
+    again = f"delete {path.parent if in_stage else path} and run the same 'gags run' again"
     try:
         yield
     except FileNotFoundError:
         if not in_stage:
-            remedy = "run the same 'gags run' again"
-        raise GagsError(f"{path}: expected {kind}, found no such file; {remedy}") from None
+            again = "run the same 'gags run' again"
+        raise GagsError(f"{path}: expected {kind}, found no such file; {remedy or again}") from None
     # json, safetensors, numpy and zipfile raise whatever the damaged bytes lead them to
     except Exception as error:
         raise GagsError(
-            f"{path}: expected {kind}, found something else or a damaged file ({error}); {remedy}"
+            f"{path}: expected {kind}, found something else or a damaged file ({error}); {remedy or again}"
         ) from error
 
 

@@ -28,8 +28,7 @@ def write_video(path: Path, frames: Iterable[UInt8[Tensor, "height width 3"]], f
     Raises:
         GagsError: another ending than .mp4, no frame, or frames of different sizes.
     """
-    if path.suffix.lower() != ".mp4":
-        raise GagsError(f"{path}: expected a name that ends in .mp4, found {path.suffix or 'no ending'!r}; rename it")
+    check_video_name(path)
     written = 0
 
     def write(temporary: Path) -> None:
@@ -38,6 +37,12 @@ def write_video(path: Path, frames: Iterable[UInt8[Tensor, "height width 3"]], f
 
     write_atomically(path, write)
     return written
+
+
+def check_video_name(path: Path) -> None:
+    """Raise a GagsError for a name that ``write_video`` has no format for."""
+    if path.suffix.lower() != ".mp4":
+        raise GagsError(f"{path}: expected a name that ends in .mp4, found {path.suffix or 'no ending'!r}; rename it")
 
 
 def _encode(temporary: Path, path: Path, frames: Iterable[UInt8[Tensor, "height width 3"]], fps: int) -> int:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gags.commands._report import say
 from gags.edits import ChoiceConfig, choose
-from gags.gaussians import Gaussians, write_splats
+from gags.gaussians import Gaussians, check_splat_name, write_splats
 from gags.query import QueryConfig
 from gags.runs import FieldKind, open_run
 
@@ -44,6 +44,8 @@ def write_edited(
     options: EditArguments, done: str, edit: Callable[[Gaussians, Bool[Tensor, " gaussian"]], Gaussians]
 ) -> None:
     """Choose, edit, write and say what was done; ``done`` is its verb."""
+    # before the search, which takes seconds
+    check_splat_name(options.out)
     run = open_run(options.run)
     field = run.field(options.field)
     chosen = choose(field, options.phrases, run.encoder, run.query_config(options.query), options.choice)

@@ -150,8 +150,9 @@ def ablate(
         segmenter, encoder: models to use instead of those that the config names.
 
     Raises:
-        GagsError: there are no labels, or as ``pipeline.run`` and ``runs.evaluate_run`` do.
+        GagsError: settings out of range, no labels, or as ``pipeline.run`` and ``runs.evaluate_run`` do.
     """
+    check_settings(query_config, "query.")
     labels = config.labels or source / "labels"
     if not labels.is_dir():
         raise GagsError(
@@ -173,7 +174,7 @@ def ablate(
             # an even grid draws nothing: its masks are the same for every seed
             asked = (setting.prompts, seed if setting.prompts == "depth" else 0)
             root = out / f"{name}-{seed}"
-            say(f"{root.name}: seed {seed} of {seeds}")
+            say(f"{root.name}: seed {seed + 1} of {seeds}")
             if geometry is not None:
                 share_stages(geometry, root, ("scene", "splats", "depth"))
             if asked in features:

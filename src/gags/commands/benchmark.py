@@ -29,6 +29,7 @@ from gags.presets import PresetName
 from gags.query import QueryConfig
 from gags.runs import evaluate_once
 from gags.segment import Segmenter
+from gags.settings import check_settings
 from gags.store import to_json, write_json
 
 
@@ -157,8 +158,10 @@ def benchmark(
         segmenter, encoder: models to use instead of those that the config names.
 
     Raises:
-        GagsError: the config brings files of a single scene, or as ``pipeline.run`` and ``runs.evaluate_run`` do.
+        GagsError: settings out of range, files of a single scene in the config, a dataset that is not whole, or as
+            ``pipeline.run`` and ``runs.evaluate_run`` do.
     """
+    check_settings(query_config, "query.")
     brought_along = {
         "--labels": config.labels,
         "--splats": config.splats,
@@ -172,7 +175,7 @@ def benchmark(
             )
     for scene in scenes.values():
         # hours of work come first
-        _check_photographs(scene, load_labels(scene.labels), config)
+        _check_scene(scene, load_labels(scene.labels), config)
     found = {}
     for name, scene in scenes.items():
         say(f"{name}: {scene.source}, labels in {scene.labels}")
@@ -184,7 +187,12 @@ def benchmark(
     return found
 
 
-def _check_photographs(scene: LabelledScene, labels: Labels, config: RunConfig) -> None:
+def _check_scene(scene: LabelledScene, labels: Labels, config: RunConfig) -> None:
+    if not labels.phrases:
+        raise GagsError(
+            f"{scene.labels}: expected at least one labelled object, found none in {len(labels.frames)} files; "
+            "download the labels again, or choose other scenes with --only"
+        )
     folder = scene.source / config.scene.images_folder
     if not folder.is_dir():
         raise GagsError(f"{folder}: expected a scene's photographs, found no such folder; see --scene.images-folder")

@@ -14,7 +14,7 @@ from gags.commands._report import print_json, print_rows, say
 from gags.inventory import Inventory, InventoryConfig, inventory_recall, take_inventory
 from gags.pictures import write_thing_crops
 from gags.query import VOCABULARY, QueryConfig, read_vocabulary
-from gags.runs import FieldKind, Run, labelled_views, open_run
+from gags.runs import FieldKind, Frames, Run, labelled_views, open_run
 from gags.store import to_json, write_json
 
 
@@ -51,16 +51,17 @@ def main(arguments: Sequence[str]) -> None:
     run = open_run(options.run)
     query_config = run.query_config(options.query)
     field = run.field(options.field)
+    labels = options.labels or run.labels_folder
+    frames = None if labels is None else labelled_views(run, labels)
     inventory = take_inventory(field, run.scene.views, vocabulary, run.encoder, query_config, options.inventory)
+    result: dict[str, Any] = {"field": options.field or run.default_field}
+    if frames is not None:
+        result["recall"] = _recall(run, inventory, frames, query_config)
     out = options.out or options.run / "renders" / "inventory"
     crops = write_thing_crops(run.scene, inventory.things, out)
-    rows = [
+    rows = result["things"] = [
         {**thing.to_json(), "crop": crop and str(crop)} for thing, crop in zip(inventory.things, crops, strict=True)
     ]
-    result: dict[str, Any] = {"field": options.field or run.default_field, "things": rows}
-    labels = options.labels or run.labels_folder
-    if labels is not None:
-        result["recall"] = _recall(run, inventory, labels, query_config)
     write_json(out / "inventory.json", {**result, "config": to_json(options.inventory), "vocabulary": vocabulary})
     if options.json:
         print_json(result)
@@ -72,8 +73,8 @@ def main(arguments: Sequence[str]) -> None:
     say(f"crops: {out}")
 
 
-def _recall(run: Run, inventory: Inventory, labels: Path, query_config: QueryConfig) -> dict[str, Any]:
-    objects = inventory_recall(inventory, run.gaussians, labelled_views(run, labels), run.encoder, query_config)
+def _recall(run: Run, inventory: Inventory, frames: Frames, query_config: QueryConfig) -> dict[str, Any]:
+    objects = inventory_recall(inventory, run.gaussians, frames, run.encoder, query_config)
     return {
         "found": sum(each.found for each in objects),
         "labelled": len(objects),

@@ -105,7 +105,7 @@ def _hit_rows(options: Arguments, run: Run, field: LanguageField, out: Path) -> 
 def _phrases_by_view(options: Arguments, run: Run, field: LanguageField) -> list[tuple[View, Sequence[str]]]:
     if options.camera is not None:
         # no photograph was taken there: a view by the name of the file stands in
-        return [(View(options.camera.name, read_camera(options.camera), options.camera), options.phrases)]
+        return [(View(options.camera.stem, read_camera(options.camera), options.camera), options.phrases)]
     if "all" in options.view:
         return [(view, options.phrases) for view in run.scene.views]
     if options.view:

@@ -24,7 +24,7 @@ from gags.query import QueryConfig
 from gags.runs import FieldKind, Run, file_name, open_run
 from gags.scene import View, read_cameras
 from gags.settings import Count, Positive, Side, check_settings
-from gags.video import write_video
+from gags.video import check_video_name, write_video
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ def main(arguments: Sequence[str]) -> None:
     check_settings(options.query)
     if options.mode in ("relevancy", "heat") and not (options.phrase or "").strip():
         raise GagsError(f'render --mode {options.mode}: expected a phrase, found none; add --phrase "red mug"')
+    if options.mode not in ("relevancy", "heat") and options.phrase is not None:
+        raise GagsError(
+            f"render --phrase {options.phrase!r}: expected --mode relevancy or heat beside it, found {options.mode}; leave it out"
+        )
+    if options.video is not None:
+        check_video_name(options.video)
     run = open_run(options.run)
     options = dataclasses.replace(options, query=run.query_config(options.query))
     if options.path is not None or options.video is not None:

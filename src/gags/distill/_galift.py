@@ -61,7 +61,8 @@ class GaliftConfig:
     min_blend_weight: Share = 1e-3
     """Blend weights (alpha x transmittance, 0..1) below this are left out; saves memory and time."""
     memory_mb: Neutral[Positive] = 2000.0
-    """Memory of the sums in MB. Scenes that need more are worked through in blocks of Gaussians, a pass over the views each."""
+    """Memory of all that grows with the Gaussians, in MB. Scenes that need more are worked through in blocks of Gaussians, a pass
+    over the views each. What grows with views and masks (``_confirmation.py``) is not in it."""
 
 
 def galift(

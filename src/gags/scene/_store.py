@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,8 @@ from gags.scene._colmap import SparseCamera
 from gags.scene._load import N_THREADS, PHOTO_SUFFIXES
 from gags.scene._scene import Scene, View
 from gags.store import read_json, read_tensors, write_atomically, write_json, write_tensors
+
+_CAMERA_REMEDY = "save one from the page of 'gags view'"
 
 
 def save_scene(scene: Scene, folder: Path) -> None:
@@ -112,7 +115,7 @@ def read_camera(path: Path) -> Camera:
     Raises:
         GagsError: no such file, or no camera in it.
     """
-    return _checked_camera(path, read_json(path))
+    return _checked_camera(path, read_json(path, _CAMERA_REMEDY))
 
 
 def read_cameras(path: Path) -> list[Camera]:
@@ -121,22 +124,38 @@ def read_cameras(path: Path) -> list[Camera]:
     Raises:
         GagsError: no such file, or something else than cameras in it.
     """
-    content = read_json(path)
+    content = read_json(path, _CAMERA_REMEDY)
     return [_checked_camera(path, entry) for entry in (content if isinstance(content, list) and content else [content])]
 
 
 def _checked_camera(path: Path, entry: Any) -> Camera:
     try:
         camera = _camera_from_json(entry)
-        complete = camera.T_camera_world.shape == (4, 4) and min(camera.width, camera.height) > 0
-    except (TypeError, ValueError):
-        complete = False
-    if not complete:
-        raise GagsError(
-            f"{path}: expected a camera (T_camera_world, fx_px, fy_px, cx_px, cy_px, width, height), found something else; "
-            "save one from the page of 'gags view'"
-        )
-    return camera
+        if _is_camera(camera):
+            return camera
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise GagsError(
+        f"{path}: expected a camera (rigid T_camera_world, positive fx_px, fy_px, width and height, cx_px, cy_px), found something "
+        f"else; {_CAMERA_REMEDY}"
+    )
+
+
+def _is_camera(camera: Camera) -> bool:
+    """Whether the numbers are those of a pinhole camera."""
+    if camera.T_camera_world.shape != (4, 4):
+        return False
+    rotation, last_row = camera.T_camera_world[:3, :3], camera.T_camera_world[3]
+    # a NaN or infinity is close to nothing; 1e-3: files round
+    is_rigid = torch.allclose(rotation @ rotation.T, torch.eye(3), atol=1e-3) and float(rotation.det()) > 0
+    intrinsics = (camera.fx_px, camera.fy_px, camera.cx_px, camera.cy_px)
+    return (
+        is_rigid
+        and last_row.tolist() == [0, 0, 0, 1]
+        and bool(camera.T_camera_world.isfinite().all())
+        and all(math.isfinite(value) for value in intrinsics)
+        and min(camera.fx_px, camera.fy_px, camera.width, camera.height) > 0
+    )
 
 
 def _camera_from_json(entry: dict[str, Any]) -> Camera:

@@ -61,12 +61,12 @@ class SearchIndex:
     @classmethod
     def build(cls, field: LanguageField, encoder: ImageTextEncoder, config: QueryConfig) -> SearchIndex:
         """Decode every Gaussian's feature and find its neighbours: the slow part of a search, done once."""
-        # models of text are loaded when they are first used: not by the first question
-        encoder.encode_phrases(config.negatives)
-        field.similarity(torch.zeros(1, field.meta.embedding_width))
         mean = field.decode(field.features[:: -(-len(field.features) // _SAMPLE)]).mean(dim=0)
         nearest = nearest_gaussians(field.gaussians.means, max(config.smooth_neighbours, _LINKING))
-        return cls(field, encoder, config, mean, nearest)
+        index = cls(field, encoder, config, mean, nearest)
+        # models are loaded, features decoded and kernels compiled when they are first used: not by the first person's question
+        index.select(index.ask(Question(("object",))), config.threshold, largest=False)
+        return index
 
     def ask(self, question: Question) -> Answer:
         """Relevancy of every Gaussian to each phrase; negatives count beside the canonical ones.
