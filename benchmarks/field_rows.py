@@ -17,7 +17,7 @@ from gags.geometry import Camera
 from gags.presets import FAST
 from gags.query import QueryConfig, nearest_gaussians, phrase_vectors, query, query_3d, relevancy, relevancy_maps
 from gags.segment import HierarchySegmenter, SegmentConfig, segment
-from measuring import PHRASE, Bench, Figure, resampled
+from measuring import PHRASE, Bench, Figure, new_phrase, resampled
 
 
 def fields(bench: Bench, kind: str) -> list[Figure]:
@@ -68,7 +68,7 @@ def segmentation(bench: Bench) -> list[Figure]:
     # what is loaded at first use is not a view's
     encoder.encode_tiles(torch.zeros(1, 3, encoder.tile_px, encoder.tile_px))
     seconds = []
-    masks = {}
+
     made = segment(scene, run.gaussians, run.depths, HierarchySegmenter(), config)
     started = time.perf_counter()
     masks = dict(made)
@@ -84,10 +84,10 @@ def segmentation(bench: Bench) -> list[Figure]:
 
 
 def decode_every_pixel(
-    field: LanguageField, camera: Camera, bench: Bench, config: QueryConfig
+    field: LanguageField, camera: Camera, bench: Bench, config: QueryConfig, phrase: str
 ) -> Float[Tensor, "phrase point"]:
     """Relevancy as it is defined: render, decode, compare."""
-    positives, negatives = phrase_vectors([PHRASE], bench.run.encoder, config)
+    positives, negatives = phrase_vectors([phrase], bench.run.encoder, config)
     features = field.render(camera).flatten(0, 1)
     parts = [relevancy(field.decode(rows), positives, negatives) for rows in features.split(65536)]
     return torch.cat(parts, dim=1)
@@ -100,10 +100,10 @@ def view_query(bench: Bench) -> list[Figure]:
     for kind in bench.run.field_kinds:
         field = bench.run.field(kind)
         quick = relevancy_maps(field, camera, [PHRASE], encoder, config).flatten(1)
-        off = float((quick - decode_every_pixel(field, camera, bench, config)).abs().max())
+        off = float((quick - decode_every_pixel(field, camera, bench, config, PHRASE)).abs().max())
         found, decoded = bench.time(
-            lambda field=field: query(field, camera, [PHRASE], encoder, config),
-            lambda field=field: decode_every_pixel(field, camera, bench, config),
+            lambda field=field: query(field, camera, [new_phrase()], encoder, config),
+            lambda field=field: decode_every_pixel(field, camera, bench, config, new_phrase()),
             repeats=3,
         )
         figures += [
@@ -125,9 +125,11 @@ def query_in_3d(bench: Bench) -> list[Figure]:
         features = made.features[torch.arange(number) % len(made.features)]
         field = dataclasses.replace(made, gaussians=gaussians, features=features, level_weights=None)
         nearest = nearest_gaussians(gaussians.means, config.smooth_neighbours)
-        (times,) = bench.time(lambda field=field, nearest=nearest: query_3d(field, [PHRASE], encoder, config, nearest))
+        (times,) = bench.time(
+            lambda field=field, nearest=nearest: query_3d(field, [new_phrase()], encoder, config, nearest)
+        )
         figures += times.figures(f"{kind}, {number} Gaussians, warm", "<= 40")
-    (embedding,) = bench.time(lambda: phrase_vectors([PHRASE], encoder, config))
+    (embedding,) = bench.time(lambda: phrase_vectors([new_phrase()], encoder, config))
     return [*figures, *embedding.figures("of it, embedding the phrase")]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -19,6 +20,12 @@ from gags.runs import Run
 from gags.scene import Scene
 
 PHRASE = "piano"
+_numbers = itertools.count()
+
+
+def new_phrase() -> str:
+    """A phrase that was not asked before: encoders remember those that were."""
+    return f"{PHRASE} {next(_numbers)}"
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,9 @@ def tiny_run(tiny_scene: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def true_models(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Commands find the true encoder behind whatever name run.json gives."""
+    """Commands find the true models behind whatever names flags and run.json give."""
     import tiny
 
     monkeypatch.setattr("gags.runs.make_encoder", lambda *_: tiny.TrueEncoder())
+    monkeypatch.setattr("gags.pipeline._run.make_encoder", lambda *_: tiny.TrueEncoder())
+    monkeypatch.setattr("gags.pipeline._run.make_segmenter", lambda *_: tiny.TrueSegmenter())

@@ -98,11 +98,8 @@ def test_changed_geometry_replaces_what_was_shared(tiny_scene: Path, tmp_path: P
     assert one.samefile(other) and other.read_bytes() != before
 
 
-def test_the_command_writes_and_prints(
-    tiny_scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("gags.pipeline._run.make_segmenter", lambda *_: tiny.TrueSegmenter())
-    monkeypatch.setattr("gags.pipeline._run.make_encoder", lambda *_: tiny.TrueEncoder())
+@pytest.mark.usefixtures("true_models")
+def test_the_command_writes_and_prints(tiny_scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [
         "--settings",
         "uniform-s",

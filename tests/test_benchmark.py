@@ -112,11 +112,10 @@ def test_the_strict_split_holds_the_labelled_frames_out(dataset: Path, tmp_path:
     assert "they trained on the labelled views" in text_of(found)
 
 
+@pytest.mark.usefixtures("true_models")
 def test_the_command_passes_run_flags_through_and_writes_json(
-    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("gags.pipeline._run.make_segmenter", lambda *_: tiny.TrueSegmenter())
-    monkeypatch.setattr("gags.pipeline._run.make_encoder", lambda *_: tiny.TrueEncoder())
     flags = [
         "--field",
         "lift",
@@ -204,11 +203,11 @@ def test_mistakes_are_named(dataset: Path, tmp_path: Path) -> None:
         find_scenes(spoiled)
 
 
+@pytest.mark.usefixtures("true_models")
 def test_evaluate_takes_a_protocol_and_measures_consistency(
-    dataset: Path, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    dataset: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measure(dataset, out)
-    monkeypatch.setattr("gags.runs.make_encoder", lambda *_: tiny.TrueEncoder())
     command = ["evaluate", str(out / "ramen")]
     labels = ["--labels", str(dataset / "label/ramen")]
     assert main([*command, *labels, "--protocol", "selected", "--consistency", "--json"]) == 0

@@ -242,8 +242,19 @@ def test_a_sharp_phrase_is_its_nearest_class(conse: ConseEncoder) -> None:
 def test_a_phrase_does_not_depend_on_its_company(conse: ConseEncoder) -> None:
     """Padding to the longest of a batch must not show in the shorter ones."""
     together = conse.encode_phrases(["red mug", "an old camera with a leather case, lying on its back"])
-    torch.testing.assert_close(conse.encode_phrases(["red mug"]), together[:1], atol=1e-5, rtol=0)
+    # asked of the same encoder it would be remembered
+    torch.testing.assert_close(conse._encode_new(["red mug"]), together[:1], atol=1e-5, rtol=0)
     torch.testing.assert_close(together.norm(dim=1), torch.ones(2))
+
+
+def test_a_phrase_is_encoded_once(conse: ConseEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = conse.encode_phrases(["a violin", "a drum"])
+    asked: list[list[str]] = []
+    embed = conse._sentences.embed
+    monkeypatch.setattr(conse._sentences, "embed", lambda new: asked.append(list(new)) or embed(new))
+    again = conse.encode_phrases(["a drum", "a flute", "a violin", "a flute"])
+    assert asked == [["a flute"]]
+    assert torch.equal(again[[2, 0]], first) and torch.equal(again[1], again[3])
 
 
 def test_a_related_phrase_is_nearer(conse: ConseEncoder) -> None:

@@ -45,7 +45,7 @@ class Setting:
 
     prompts: Prompts
     levels: Levels
-    """Of the training; the lift blends these levels too, the granularity-aware lift chooses like gad."""
+    """What gad learns from; the lift blends all three alike, galift chooses for itself."""
     field: FieldKind = "gad"
 
 

@@ -79,18 +79,13 @@ def main(arguments: Sequence[str]) -> None:
         default=Arguments(**default, config=preset_config(arguments)),
     )
     scenes = find_scenes(options.folder, options.only)
-    models = {
-        "preset": options.preset,
-        **{
-            name: getattr(options.config, name)
-            for name in ("segmenter", "segmenter_weights", "encoder", "encoder_weights", "field")
-        },
-    }
+    chosen = ("segmenter", "segmenter_weights", "encoder", "encoder_weights", "field")
+    made_with = {"preset": options.preset} | {name: getattr(options.config, name) for name in chosen}
     found = benchmark(scenes, options.out, options.config, options.query, options.protocol)
     public = BENCHMARKS[options.dataset]
     report = {
         "dataset": options.dataset,
-        "made_with": models,
+        "made_with": made_with,
         "protocol": options.protocol,
         "split": {name: evaluation.split for name, evaluation in found.items()},
         "mean_over_scenes": scene_means(found),
@@ -101,11 +96,8 @@ def main(arguments: Sequence[str]) -> None:
     if options.json:
         print_json(report)
     else:
-        print_table(
-            benchmark_table(
-                public, found, ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in models.items() if value)
-            )
-        )
+        words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in made_with.items() if value)
+        print_table(benchmark_table(public, found, words))
 
 
 def find_scenes(folder: Path, only: Sequence[str] = ()) -> dict[str, LabelledScene]:

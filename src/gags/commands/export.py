@@ -12,7 +12,7 @@ import tyro
 from gags.commands._report import say
 from gags.errors import GagsError
 from gags.exchange import write_field, write_language_features
-from gags.gaussians import write_splats
+from gags.gaussians import check_splat_name, write_splats
 from gags.runs import FieldKind, open_run
 
 
@@ -43,7 +43,9 @@ def main(arguments: Sequence[str]) -> None:
         raise GagsError(
             "gags export: expected something to write, found none of --splats, --semantic-ply, --decoders, --language-features"
         )
-    # what may be refused comes first, so that nothing is written beside an error
+    # what may be refused is so before anything is written
+    if options.splats is not None:
+        check_splat_name(options.splats)
     if options.semantic_ply is not None or options.decoders is not None:
         field = run.field(options.field)
         write_field(field, options.semantic_ply, options.decoders)

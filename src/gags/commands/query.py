@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> None:
     options = dataclasses.replace(options, query=run.query_config(options.query))
     field = run.field(options.field)
     # models of text are loaded when they are first used: that is no part of a query's seconds
-    run.encoder.encode_phrases(options.phrases)
+    run.encoder.encode_phrases(options.query.negatives)
     out = options.out or options.run / "renders" / "query"
     if options.select_3d:
         selections = query_3d(field, options.phrases, run.encoder, options.query)

@@ -26,6 +26,9 @@ from gags.scene import View, read_cameras
 from gags.settings import Count, Positive, Side, check_settings
 from gags.video import check_video_name, write_video
 
+_ASKING: tuple[RenderMode, ...] = ("relevancy", "heat")
+"""The modes that show where a phrase is."""
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -71,11 +74,12 @@ def main(arguments: Sequence[str]) -> None:
     options = tyro.cli(Arguments, args=list(arguments), prog="gags render")
     check_settings(options)
     check_settings(options.query)
-    if options.mode in ("relevancy", "heat") and not (options.phrase or "").strip():
+    if options.mode in _ASKING and not (options.phrase or "").strip():
         raise GagsError(f'render --mode {options.mode}: expected a phrase, found none; add --phrase "red mug"')
-    if options.mode not in ("relevancy", "heat") and options.phrase is not None:
+    if options.mode not in _ASKING and options.phrase is not None:
         raise GagsError(
-            f"render --phrase {options.phrase!r}: expected --mode relevancy or heat beside it, found {options.mode}; leave it out"
+            f"render --phrase {options.phrase!r}: expected --mode {' or '.join(_ASKING)} beside it, "
+            f"found {options.mode}; leave it out"
         )
     if options.video is not None:
         check_video_name(options.video)
@@ -90,7 +94,7 @@ def main(arguments: Sequence[str]) -> None:
 def _render_views(run: Run, options: Arguments) -> None:
     views = _views(run, options) or run.scene.views[:1]
     out = options.out or options.run / "renders" / options.mode
-    suffix = f"_{slug(options.phrase)}" if options.mode in ("relevancy", "heat") and options.phrase else ""
+    suffix = f"_{slug(options.phrase)}" if options.phrase else ""
     suffix = f"_{options.mode}{suffix}{'_side_by_side' if options.side_by_side else ''}.png"
     for view in views:
         camera = view.camera.limited(options.max_side_px)

@@ -27,10 +27,6 @@ class ImageTextEncoder(Protocol):
         """Unit vectors of phrases, as written: no prompt template."""
         ...
 
-    def __hash__(self) -> int:
-        """By identity: what an encoder says of the same phrases is remembered."""
-        ...
-
 
 MaskEmbeddings = Mapping[str, Float[Tensor, "mask width"]]
 """By view name, a unit vector for every row of that view's ``ViewMasks.masks``."""

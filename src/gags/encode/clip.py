@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from gags.devices import best_device
+from gags.encode._phrases import KnownPhrases
 from gags.errors import GagsError
 from gags.pretrained import (
     FAMILIES,
@@ -64,7 +65,7 @@ class ClipEncoder:
         self._device = device or best_device()
         self._dtype = dtype or (torch.float16 if self._device.type == "cuda" else torch.float32)
         self._statistics = image_statistics(self._path, *_STATISTICS[family])
-        self._known_phrases: dict[str, Float[Tensor, " width"]] = {}
+        self._phrases = KnownPhrases(self._encode_new)
         with quiet_transformers():
             config = self._model_class.config_class.from_pretrained(self._path, local_files_only=True)
         self.width: int = config.projection_dim if family == "clip" else config.vision_config.hidden_size
@@ -81,12 +82,11 @@ class ClipEncoder:
     @torch.no_grad()
     def encode_phrases(self, phrases: Sequence[str]) -> Float[Tensor, "phrase width"]:
         """Unit vectors of phrases, as written. A phrase that was asked before is not encoded again."""
-        new = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._known_phrases]
-        if new:
-            tokens = {name: ids.to(self._device) for name, ids in self._tokens(new).items()}
-            vectors = _unit(self._model.get_text_features(**tokens).pooler_output)
-            self._known_phrases.update(zip(new, vectors, strict=True))
-        return torch.stack([self._known_phrases[phrase] for phrase in phrases])
+        return self._phrases.vectors(phrases)
+
+    def _encode_new(self, phrases: Sequence[str]) -> Float[Tensor, "phrase width"]:
+        tokens = {name: ids.to(self._device) for name, ids in self._tokens(phrases).items()}
+        return _unit(self._model.get_text_features(**tokens).pooler_output)
 
     def _tokens(self, phrases: Sequence[str]) -> dict[str, Int[Tensor, "phrase token"]]:
         longest = self._model.config.text_config.max_position_embeddings

@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gags.devices import multiplies_bfloat16
+from gags.encode._phrases import KnownPhrases
 from gags.pretrained import quiet_transformers
 
 
@@ -49,6 +50,7 @@ class ConseEncoder:
         self.config = config or ConseConfig()
         self.width = 1000
         self.tile_px = self.config.tile_px
+        self._phrases = KnownPhrases(self._encode_new)
         self.name = (
             f"conse: rotated square roots of class probabilities, efficientnet-lite2 at {self.config.tile_px} px, "
             f"all-MiniLM-L6-v2 at temperature {self.config.temperature}"
@@ -60,7 +62,11 @@ class ConseEncoder:
         return torch.cat(logits).softmax(dim=1).sqrt() @ self._rotation
 
     def encode_phrases(self, phrases: Sequence[str]) -> Float[Tensor, "phrase width"]:
-        """Unit vectors of phrases, as written: square roots of a softmax over likeness to the class names."""
+        """Unit vectors of phrases, as written: square roots of a softmax over likeness to the class names. A phrase that was
+        asked before is not encoded again."""
+        return self._phrases.vectors(phrases)
+
+    def _encode_new(self, phrases: Sequence[str]) -> Float[Tensor, "phrase width"]:
         likeness = self._sentences.embed(phrases) @ self._class_vectors.T
         return (likeness / self.config.temperature).softmax(dim=1).sqrt() @ self._rotation
 

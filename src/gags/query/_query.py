@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -161,13 +160,8 @@ def phrase_vectors(
             f"query {list(phrases)!r}: expected phrases with at least one word each, found "
             f'{"an empty phrase" if phrases else "no phrase"}; write what to look for, as in "red mug"'
         )
-    return encoder.encode_phrases(phrases), _negative_vectors(encoder, config.negatives)
-
-
-@lru_cache(maxsize=4)
-def _negative_vectors(encoder: ImageTextEncoder, negatives: tuple[str, ...]) -> Float[Tensor, "negative width"]:
-    """They are the same in every query, and four times a phrase's time."""
-    return encoder.encode_phrases(negatives)
+    vectors = encoder.encode_phrases([*phrases, *config.negatives])
+    return vectors[: len(phrases)], vectors[len(phrases) :]
 
 
 def teacher_relevancy(

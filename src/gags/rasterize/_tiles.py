@@ -105,21 +105,24 @@ def pack_splats(
 
 
 @kernel
+def _pixels_around(mean: float, half: float, size: int) -> tuple[int, int]:
+    """First and one past the last of ``size`` pixels whose centre is within ``half`` of ``mean``."""
+    reach = half + np.float32(_SPAN_SLACK_PX)
+    start = max(mean - reach - np.float32(0.5), np.float32(-1.0))
+    stop = min(mean + reach - np.float32(0.5), np.float32(size))
+    return max(math.ceil(start), 0), min(math.floor(stop) + 1, size)
+
+
+@kernel
 def row_range(splat: Float32[np.ndarray, " column"], height: int) -> tuple[int, int]:
     """First and one past the last pixel row that the splat reaches."""
-    reach = splat[HALF_HEIGHT] + np.float32(_SPAN_SLACK_PX)
-    top = max(splat[MEAN_Y] - reach - np.float32(0.5), np.float32(-1.0))
-    bottom = min(splat[MEAN_Y] + reach - np.float32(0.5), np.float32(height))
-    return max(math.ceil(top), 0), min(math.floor(bottom) + 1, height)
+    return _pixels_around(splat[MEAN_Y], splat[HALF_HEIGHT], height)
 
 
 @kernel
 def _column_range(splat: Float32[np.ndarray, " column"], width: int) -> tuple[int, int]:
     """First and one past the last pixel column that the splat may reach."""
-    reach = splat[HALF_WIDTH] + np.float32(_SPAN_SLACK_PX)
-    start = max(splat[MEAN_X] - reach - np.float32(0.5), np.float32(-1.0))
-    stop = min(splat[MEAN_X] + reach - np.float32(0.5), np.float32(width))
-    return max(math.ceil(start), 0), min(math.floor(stop) + 1, width)
+    return _pixels_around(splat[MEAN_X], splat[HALF_WIDTH], width)
 
 
 @kernel
