@@ -40,11 +40,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from gags.encode import EncodeConfig, encode, make_tiles
-from gags.evaluate import Evaluation, FrameLabels, Labels, evaluate, load_labels
+from gags.evaluate import Evaluation, FrameLabels, Labels, evaluate
 from gags.images import colormap, draw_mask, draw_point, feature_colors, feature_palette, read_image, write_image
 from gags.query import Hit, QueryConfig, find, relevancy_maps, teacher_relevancy
 from gags.rasterize import blend_weights, render
-from gags.runs import FIELD_KINDS, Run, evaluate_run, open_run
+from gags.runs import FIELD_KINDS, Run, evaluate_run, labelled_views, open_run
 from gags.segment import LEVELS, SegmentConfig, ViewMasks, make_segmenter, segment
 
 _HOUSEHOLD = (
@@ -341,7 +341,8 @@ def show(title: str, found: Mapping[str, Any]) -> None:
 
 def measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     """Everything asked for."""
-    labels, config = load_labels(options.labels), run.query_config(QueryConfig())
+    labels = Labels(tuple(frame for _, frame in labelled_views(run, options.labels)))
+    config = run.query_config(QueryConfig())
     names, wanted = set(labels.image_names), set(PARTS) - set(options.skip)
     found: dict[str, Any] = {}
     made = []

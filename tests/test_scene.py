@@ -22,6 +22,7 @@ from gags.errors import GagsError
 from gags.geometry import Camera, look_at, project
 from gags.images import image_size, read_image
 from gags.scene import Scene, SceneConfig, load_scene, positions_in_photograph, read_scene, save_scene
+from gags.scene._pairs import pairs_to_compare
 
 WIDTH, HEIGHT = 40, 30
 PINHOLE = [33.0, 35.0, 19.0, 16.0]
@@ -220,11 +221,11 @@ def textured_photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
         eye = torch.tensor([-1.4 + 0.4 * i, -0.3 + 0.15 * (i % 3), -1.5 + 0.1 * (i % 2)])
         T_camera_world = look_at(eye, torch.tensor([0.1, 0.2, 3.0]), torch.tensor([0.0, -1.0, 0.0]))
         camera = Camera(T_camera_world, TRUE_FOCAL_PX, TRUE_FOCAL_PX, 120.0, 90.0, 240, 180)
-        name = f"IMG_{i:02d}.JPG"
+        name = f"IMG {i:02d}.JPG"
         Image.fromarray(room_picture(camera, walls)).save(folder / name, quality=97)
         cameras[name] = camera
     Image.fromarray(rng.integers(0, 256, (180, 240, 3), np.uint8)).save(folder / "lost.png")
-    (folder / "._IMG_00.JPG").write_bytes(b"another system's note")
+    (folder / "._IMG 00.JPG").write_bytes(b"another system's note")
     (folder / "readme.txt").write_text("not a photograph")
     return folder, cameras
 
@@ -311,8 +312,64 @@ def test_made_cameras_are_kept_and_made_alike(
     assert model.stat().st_mtime_ns == before
     assert all(same_cameras(a.camera, b.camera) for a, b in zip(again.views, made_scene[0].views, strict=True))
     load_scene(photos, SceneConfig(), tmp_path)
-    for file in ("model/images.bin", "model/points3D.bin", "undistorted/IMG_00.JPG"):
+    for file in ("model/images.bin", "model/points3D.bin", "undistorted/IMG 00.JPG"):
         assert (tmp_path / file).read_bytes() == (workspace / file).read_bytes()
+
+
+def test_cameras_made_anew_take_the_given_models_place(
+    textured_photos: tuple[Path, dict[str, Camera]], made_scene: tuple[Scene, Path, list[str]], tmp_path: Path
+) -> None:
+    shutil.copytree(textured_photos[0], tmp_path / "scene/images")
+    given = pycolmap.Reconstruction(made_scene[1] / "model")
+    turn = pycolmap.Rotation3d(np.array([0.1, -0.3, 0.2, 0.9]) / np.linalg.norm([0.1, -0.3, 0.2, 0.9]))
+    given.transform(pycolmap.Sim3d(7.0, turn, np.array([30.0, -4.0, 2.0])))
+    (tmp_path / "scene/sparse/0").mkdir(parents=True)
+    given.write_binary(tmp_path / "scene/sparse/0")
+    expected = load(tmp_path / "scene")
+    # nothing but the frame and the scale of the given model counts: its lens is wrong
+    for camera in given.cameras.values():
+        camera.params = [2 * camera.params[0], *camera.params[1:]]
+    given.write_binary(tmp_path / "scene/sparse/0")
+    anew = load(tmp_path / "scene", SceneConfig(cameras="photographs"))
+    for a, b in zip(anew.views, expected.views, strict=True):
+        torch.testing.assert_close(a.camera.T_camera_world, b.camera.T_camera_world, atol=1e-3, rtol=0)
+        assert a.camera.fx_px == pytest.approx(b.camera.fx_px)
+
+
+def places(number: int, rounds: int) -> list[UInt8[np.ndarray, "feature 128"]]:
+    """Features of a walk that passes the same places several times: those of a place, and as many of nowhere."""
+    rng = np.random.default_rng(0)
+    of_place = rng.gamma(0.5, 40, (number, 60, 128)).clip(0, 255)
+    walk = []
+    for _ in range(rounds):
+        for place in of_place:
+            seen = (place + rng.normal(0, 8, place.shape)).clip(0, 255)
+            walk.append(np.concatenate([seen, rng.gamma(0.5, 40, seen.shape).clip(0, 255)]).astype(np.uint8))
+    return walk
+
+
+def test_few_photographs_are_all_compared() -> None:
+    assert pairs_to_compare(places(60, 1), "auto") == [(i, j) for i in range(60) for j in range(i + 1, 60)]
+    assert pairs_to_compare(places(70, 1), "exhaustive") == [(i, j) for i in range(70) for j in range(i + 1, 70)]
+
+
+def test_a_walk_that_comes_back_is_closed() -> None:
+    walk = places(40, 2)
+    following = pairs_to_compare(walk, "sequential")
+    assert following == [(i, j) for i in range(80) for j in range(i + 1, min(i + 11, 80))]
+    pairs = pairs_to_compare(walk, "auto")
+    assert set(following) <= set(pairs)
+    assert {(i, i + 40) for i in range(40)} <= set(pairs)
+    assert len(pairs) <= 80 * (10 + 20)
+    assert pairs == pairs_to_compare(walk, "auto")
+
+
+def test_photographs_without_features_are_compared_too() -> None:
+    blank = np.zeros((0, 128), np.uint8)
+    pairs = pairs_to_compare([blank, *places(60, 1), blank], "auto")
+    assert (0, 1) in pairs
+    assert (60, 61) in pairs
+    assert len(pairs_to_compare([blank] * 70, "auto")) == len(pairs_to_compare([blank] * 70, "sequential"))
 
 
 def test_photographs_without_a_common_place_are_refused(tmp_path: Path) -> None:

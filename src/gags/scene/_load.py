@@ -9,13 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Literal
 
 from gags.errors import GagsError
 from gags.images import image_size, read_image
 from gags.progress import track
 from gags.scene._colmap import SparseImage, SparseModel, find_model, read_model
-from gags.scene._photos import Lens, Matching, make_lens, make_model, undistort
+from gags.scene._pairs import Matching
+from gags.scene._photos import Lens, make_lens, make_model, undistort
 from gags.scene._scene import Scene, View
 from gags.settings import Count, Side, Within, check_settings
 
@@ -40,16 +41,20 @@ class SceneConfig:
     """Keep every n-th of the kept views, the first included, for PSNR and SSIM alone (8 is the custom; 0: none)."""
     images_folder: str = "images"
     """Folder of the photographs inside the scene."""
+    cameras: Literal["auto", "photographs"] = "auto"
+    """auto: those of the scene's COLMAP model; made from the photographs where it has none. photographs: made in any case
+    and moved to the model's place, for models that reproduce badly."""
     matching: Matching = "auto"
-    """Pairs compared to make cameras: exhaustive (all), sequential (neighbours in name order), auto (all up to 60)."""
+    """Pairs compared to make cameras: exhaustive (all), sequential (those that follow each other in name order), auto (all
+    up to 60 photographs; of more, those that follow each other and those that look alike)."""
 
 
 def load_scene(path: Path, config: SceneConfig, workspace: Path) -> Scene:
     """Read a COLMAP scene, or make the cameras of a folder of photographs.
 
     A model lies in sparse/0, sparse or colmap/sparse/0 (.bin or .txt) with its pictures in ``config.images_folder``.
-    Without one, the JPEG and PNG files in ``config.images_folder``, or else in ``path`` itself, get their cameras by
-    structure from motion.
+    Without one, or with ``config.cameras`` "photographs", the JPEG and PNG files in ``config.images_folder``, or else in
+    ``path`` itself, get their cameras by structure from motion.
     Lenses with distortion are undistorted. Every picture is decoded once, so that a damaged one is found now.
 
     path: the scene's folder; only read.
@@ -62,14 +67,15 @@ def load_scene(path: Path, config: SceneConfig, workspace: Path) -> Scene:
         raise GagsError(
             f"{path}: expected a folder (a COLMAP scene or photographs), found {found}; check the path for a slip"
         )
-    model_folder = find_model(path)
+    given = find_model(path)
+    model_folder = None if config.cameras == "photographs" else given
     if model_folder is None:
         image_folder, photos = _find_photos(path, config)
         names = photos[:: config.every]
         if len(names) < 2:
             raise _too_few(path, len(names), config.every)
         _check_pictures([image_folder / name for name in names])
-        model_folder = make_model(image_folder, names, workspace, config.matching)
+        model_folder = make_model(image_folder, names, workspace, config.matching, given)
         model = read_model(model_folder)
         images: Sequence[SparseImage] = model.images
     else:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,9 @@ from torch import Tensor
 from gags.errors import GagsError
 from gags.geometry import Camera
 from gags.images import read_image, resize_image, write_image
-from gags.scene._colmap import SparseCamera
+from gags.progress import track
+from gags.scene._colmap import SparseCamera, read_model
+from gags.scene._pairs import Matching, pairs_to_compare
 from gags.scene._scene import View
 from gags.store import fingerprint, read_json, write_json
 
@@ -25,30 +27,30 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Matching = Literal["auto", "exhaustive", "sequential"]
-
 _STRAIGHT = ("PINHOLE", "SIMPLE_PINHOLE")
-_EXHAUSTIVE_LIMIT = 60
-"""Photographs up to which "auto" compares every pair: their number grows with the square."""
 _FEATURE_SIDE_PX = 1600
 """Longer side at which features are sought: the working resolution; time grows with its square."""
 _DATABASE_MB_PER_PHOTO, _DATABASE_MB_PER_PAIR = 2.5, 0.02
 """Estimate, on the safe side, of what COLMAP's database takes. A photograph's 8192 features (pycolmap's most) are 1.25 MB;
 with matches and SQLite's log, six photographs (1600x1200, detail everywhere, 15 pairs) took 2.53 MB each."""
-_SEQUENTIAL_PAIRS = 20
-"""Pairs a photograph has in sequential matching: ten neighbours, ten at powers of two."""
+_PHOTOS_A_STEP, _PAIRS_A_STEP = 8, 100
+"""Between two steps of the progress bar."""
 
 
-def make_model(image_folder: Path, names: Sequence[str], workspace: Path, matching: Matching) -> Path:
+def make_model(
+    image_folder: Path, names: Sequence[str], workspace: Path, matching: Matching, like: Path | None = None
+) -> Path:
     """Find the cameras of photographs by structure from motion: the folder of a COLMAP model.
 
-    SIFT, matching of all pairs or of neighbours in name order, incremental mapping (Schönberger and Frahm 2016); the
-    largest model counts. Work goes into ``workspace``; a model that is there and was made of the same photographs is
-    not made again. Photographs that found no place are named in a warning. Raises GagsError when no two find one, or
-    when the disk of ``workspace`` has no room.
+    SIFT, matching of the pairs worth comparing, incremental mapping (Schönberger and Frahm 2016); the largest model
+    counts, moved to where the cameras of the model in the folder ``like`` are. Work goes into ``workspace``; a model that
+    is there and was made of the same photographs is not made again. Photographs that found no place are named in a
+    warning. Raises GagsError when no two find one, or when the disk of ``workspace`` has no room.
     """
     ingredients = {name: (image_folder / name).stat().st_size for name in names}
-    made_of = fingerprint({"folder": image_folder.resolve(), "photos": ingredients, "matching": matching})
+    made_of = fingerprint(
+        {"folder": image_folder.resolve(), "photos": ingredients, "matching": matching, "like": like and like.resolve()}
+    )
     model, record = workspace / "model", workspace / "model.json"
     if record.exists() and read_json(record) == made_of:
         return model
@@ -67,6 +69,8 @@ def make_model(image_folder: Path, names: Sequence[str], workspace: Path, matchi
         logger.warning(
             "%d of %d photographs could not be placed and are left out: %s", len(lost), len(names), ", ".join(lost)
         )
+    if like is not None:
+        _move(largest, {image.name: image.T_camera_world for image in read_model(like).images})
     model.mkdir()
     largest.write_binary(model)
     write_json(record, made_of)
@@ -80,18 +84,19 @@ def _map(
     """COLMAP's reconstructions of the photographs; its database and output fill ``folder``."""
     import pycolmap
 
-    exhaustive = matching == "exhaustive" or (matching == "auto" and len(names) <= _EXHAUSTIVE_LIMIT)
     _quieten()
     try:
         folder.mkdir(parents=True)
-        _check_space(folder, len(names), exhaustive)
-        _match(folder / "database.db", image_folder, names, exhaustive)
+        database = folder / "database.db"
+        _check_space(folder, len(names), 0)
+        _find_features(database, image_folder, names)
+        _match(database, names, matching)
         logger.info("finding the cameras of %d photographs", len(names))
         options = pycolmap.IncrementalPipelineOptions()
         options.random_seed = 0
         # threads add the bundle adjustment's terms in any order: one gives the same cameras every time
         options.num_threads = 1
-        return pycolmap.incremental_mapping(folder / "database.db", image_folder, folder, options)
+        return pycolmap.incremental_mapping(database, image_folder, folder, options)
     except (OSError, RuntimeError) as error:
         raise GagsError(
             f"{folder}: expected a folder to make cameras in, found that COLMAP could not go on ({error}); check that "
@@ -99,9 +104,8 @@ def _map(
         ) from error
 
 
-def _check_space(folder: Path, n_photos: int, exhaustive: bool) -> None:
+def _check_space(folder: Path, n_photos: int, n_pairs: int) -> None:
     """A GagsError when the disk may fill: SQLite inside pycolmap (4.2) then ends the whole process."""
-    n_pairs = n_photos * (n_photos - 1) // 2 if exhaustive else n_photos * _SEQUENTIAL_PAIRS
     needed_mb = 10.0 + n_photos * _DATABASE_MB_PER_PHOTO + n_pairs * _DATABASE_MB_PER_PAIR
     free_mb = shutil.disk_usage(folder).free / 1e6
     if free_mb < needed_mb:
@@ -111,25 +115,71 @@ def _check_space(folder: Path, n_photos: int, exhaustive: bool) -> None:
         )
 
 
-def _match(database: Path, image_folder: Path, names: Sequence[str], exhaustive: bool) -> None:
-    """Fill COLMAP's database with features and verified matches."""
+def _find_features(database: Path, image_folder: Path, names: Sequence[str]) -> None:
+    """Fill COLMAP's database with the SIFT features of the photographs."""
     import pycolmap
 
-    logger.info("finding features in %d photographs", len(names))
-    extraction = pycolmap.FeatureExtractionOptions()
-    extraction.max_image_size = _FEATURE_SIDE_PX
+    options = pycolmap.FeatureExtractionOptions()
+    options.max_image_size = _FEATURE_SIDE_PX
     pycolmap.Database.open(database).close()
     for group in _lens_groups(image_folder, names):
         # entered in name order first: the extraction would number them as its threads finish, and results hang on numbers
         pycolmap.import_images(database, image_folder, pycolmap.CameraMode.SINGLE, image_names=group)
-    pycolmap.extract_features(
-        database, image_folder, image_names=list(names), extraction_options=extraction, device=pycolmap.Device.cpu
-    )
+    for start in track(range(0, len(names), _PHOTOS_A_STEP), "features"):
+        chunk = list(names[start : start + _PHOTOS_A_STEP])
+        pycolmap.extract_features(
+            database, image_folder, image_names=chunk, extraction_options=options, device=pycolmap.Device.cpu
+        )
+
+
+def _match(database: Path, names: Sequence[str], matching: Matching) -> None:
+    """Fill COLMAP's database with the verified matches of the pairs worth comparing."""
+    import pycolmap
+
     verification = pycolmap.TwoViewGeometryOptions()
     verification.ransac.random_seed = 0
-    logger.info("matching %s", "all pairs" if exhaustive else "neighbours in name order")
-    match = pycolmap.match_exhaustive if exhaustive else pycolmap.match_sequential
-    match(database, verification_options=verification, device=pycolmap.Device.cpu)
+    with pycolmap.Database.open(database) as opened:
+        id_of = {image.name: image.image_id for image in opened.read_all_images()}
+        ids = [id_of[name] for name in names]
+        pairs = pairs_to_compare([opened.read_descriptors(image_id).data for image_id in ids], matching)
+    _check_space(database.parent, 0, len(pairs))
+    _rename(database, {image_id: str(image_id) for image_id in ids})
+    listed = database.with_name("pairs.txt")
+    pairing = pycolmap.ImportedPairingOptions()
+    pairing.match_list_path = listed
+    for start in track(range(0, len(pairs), _PAIRS_A_STEP), "match"):
+        listed.write_text("".join(f"{ids[i]} {ids[j]}\n" for i, j in pairs[start : start + _PAIRS_A_STEP]))
+        pycolmap.match_image_pairs(
+            database, pairing_options=pairing, verification_options=verification, device=pycolmap.Device.cpu
+        )
+    _rename(database, dict(zip(ids, names, strict=True)))
+
+
+def _rename(database: Path, names: Mapping[int, str]) -> None:
+    """Give photographs other names: COLMAP's lists of pairs allow no blanks in theirs."""
+    import pycolmap
+
+    with pycolmap.Database.open(database) as opened:
+        for image_id, name in names.items():
+            image = opened.read_image(image_id)
+            image.name = name
+            opened.update_image(image)
+
+
+def _move(model: pycolmap.Reconstruction, T_camera_world: Mapping[str, Float[Tensor, "4 4"]]) -> None:
+    """Bring a model into the frame and scale that others found for the same photographs.
+
+    The similarity that fits the camera centres best, by least squares (Umeyama 1991).
+    """
+    import pycolmap
+
+    common = [image for image in model.images.values() if image.has_pose and image.name in T_camera_world]
+    theirs = [torch.linalg.inv(T_camera_world[image.name])[:3, 3].double().numpy() for image in common]
+    T_theirs_ours = pycolmap.estimate_sim3d([image.projection_center() for image in common], theirs) if common else None
+    if T_theirs_ours is None:
+        logger.warning("the given model's frame is not kept: it shares too few photographs, or they lie in one line")
+        return
+    model.transform(T_theirs_ours)
 
 
 def _lens_groups(image_folder: Path, names: Sequence[str]) -> list[list[str]]:
