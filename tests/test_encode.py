@@ -14,6 +14,7 @@ from skimage import data
 from torch import Tensor
 
 from gags.encode import EncodeConfig, encode, make_encoder, make_tiles
+from gags.encode._colors import COLORS, split_colors, tile_colors
 from gags.encode._encode import distinct_masks
 from gags.encode._tiles import square_crop
 from gags.encode.conse import ConseConfig, ConseEncoder, _class_names, _Classifier
@@ -189,7 +190,7 @@ def _photo_tiles(size_px: int) -> Tensor:
 
 def test_the_classifier_knows_real_photographs(conse: ConseEncoder) -> None:
     names = _class_names()
-    assert len(names) == conse.width == 1000
+    assert len(names) == conse.width - len(COLORS) == 1000
     best = conse._classifier.logits(_photo_tiles(260)).argmax(dim=1).tolist()
     assert [names[index] for index in best] == ["Egyptian Mau", "espresso", "tripod"]
 
@@ -222,13 +223,19 @@ def test_pictures_and_phrases_meet(conse: ConseEncoder) -> None:
 
 def test_likeness_is_the_bhattacharyya_coefficient(conse: ConseEncoder) -> None:
     tiles = _photo_tiles(conse.tile_px)
-    seen = conse._classifier.logits(tiles).softmax(dim=1)
+    seen = (conse._classifier.logits(tiles) / 0.75).softmax(dim=1)
     cosines = conse._sentences.embed(["teapot"]) @ conse._sentences.embed(_class_names()).T
     meant = (cosines / 0.08).softmax(dim=1)
     expected = torch.stack(
         [sum(((p * q).sqrt() for p, q in zip(row, meant[0], strict=True)), torch.zeros(())) for row in seen]
     )
-    torch.testing.assert_close(conse.encode_tiles(tiles) @ conse.encode_phrases(["teapot"])[0], expected)
+    # what names no colour is compared by class alone, and with all tiles alike
+    found = conse.encode_tiles(tiles) @ conse.encode_phrases(["teapot"])[0]
+    torch.testing.assert_close(found, (1 - 0.1) ** 0.5 * expected)
+    # a colour more adds what the tile has of it, and takes a little from the class
+    white = tile_colors(tiles)[:, COLORS.index("white")]
+    found = conse.encode_tiles(tiles) @ conse.encode_phrases(["white teapot"])[0]
+    torch.testing.assert_close(found, (1 - 0.1) * expected + 0.1 * white.sqrt())
     assert conse.encode_tiles(tiles[:0]).shape == (0, conse.width)
 
 
@@ -255,6 +262,36 @@ def test_a_phrase_is_encoded_once(conse: ConseEncoder, monkeypatch: pytest.Monke
     again = conse.encode_phrases(["a drum", "a flute", "a violin", "a flute"])
     assert asked == [["a flute"]]
     assert torch.equal(again[[2, 0]], first) and torch.equal(again[1], again[3])
+
+
+def test_phrases_are_parted_from_their_colours() -> None:
+    def named(phrase: str) -> tuple[str, dict[str, float]]:
+        rest, shares = split_colors(phrase)
+        return rest, {color: share for color, share in zip(COLORS, shares.tolist(), strict=True) if share}
+
+    assert named("Grey Cat") == ("Cat", {"gray": 1})
+    assert named("a red, white mug") == ("a mug", {"red": 0.5, "white": 0.5})
+    assert named("orange") == ("orange", {"orange": 1})
+    assert named("an orange  that  is violet") == ("an that is violet", {"orange": 0.5, "purple": 0.5})
+    assert named("blackboard,  wide") == ("blackboard,  wide", {})
+    assert named("") == ("", {})
+
+
+def test_tiles_are_parted_into_colours() -> None:
+    tiles = torch.zeros(4, 3, 40, 24)
+    # red and white by three to one, on nothing
+    tiles[0, 0, 8:24] = 0.9
+    tiles[0, :, 20:24] = 0.95
+    # a black that the camera saw; nothing at all; a dull bluish green
+    tiles[1, :, 8:24] = 0.06
+    tiles[3] = torch.tensor([0.1, 0.5, 0.45])[:, None, None]
+    shares = tile_colors(tiles)
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones(4))
+    of = dict(zip(COLORS, shares.T, strict=True))
+    assert 0.65 < of["red"][0] < 0.76 and 0.2 < of["white"][0] < 0.26
+    assert of["black"][1] > 0.7 and of["black"][2] > 0.7
+    assert of["green"][3] > 0.3 and of["blue"][3] > 0.1 and of["green"][3] + of["blue"][3] + of["gray"][3] > 0.9
+    assert tile_colors(tiles[:0]).shape == (0, len(COLORS))
 
 
 def test_a_related_phrase_is_nearer(conse: ConseEncoder) -> None:

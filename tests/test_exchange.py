@@ -284,7 +284,7 @@ def test_features_of_another_width_than_the_encoder_s_are_refused(
     flags = ["--splats", str(exported / "scene.ply"), "--language-features", str(exported / "features")]
     assert main(["run", str(tiny_scene), "--out", str(tmp_path / "run"), *flags]) == 1
     error = capsys.readouterr().err
-    assert "expected features of width 1000, in the space of encoder conse" in error and "found width 9" in error
+    assert "expected features of width 1011, in the space of encoder conse" in error and "found width 9" in error
     assert "--encoder clip --encoder-weights" in error
     assert not (tmp_path / "run" / "splats").exists()
 

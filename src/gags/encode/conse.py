@@ -6,10 +6,13 @@ product of two unit vectors is the Bhattacharyya coefficient. It is rotated, for
 difference (GaD does) would rather leave out a class on which views disagree than take its mean. What ImageNet has no class for
 is seen only through the classes that look or sound like it.
 
+Beside the classes are eleven named colours: a tile's from its pixels, a phrase's from its words. "Purple blanket" is compared by
+"blanket" and by purple; whatever names no colour is compared by class alone.
+
 The idea is ConSE's (Norouzi et al., "Zero-shot learning by convex combination of semantic embeddings", ICLR 2014), which takes
 the picture to the space of sentences: there it is the mean of its classes' embeddings. But a mean of unlike classes resembles
 a third one, and views that disagree add up to it. Here they add up class by class. On labelled crops among 63 phrases the right
-one is among the first three for 57 % instead of 28 % (benchmarks/README.md).
+one is among the first three for 57 % instead of 28 % (before colours; benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from gags.devices import multiplies_bfloat16
+from gags.encode._colors import COLORS, split_colors, tile_colors
 from gags.encode._phrases import KnownPhrases
 from gags.pretrained import quiet_transformers
 
@@ -36,6 +40,11 @@ class ConseConfig:
     """Side of the tiles. The classifier was trained at 260, which takes twice the time and was no better on crops."""
     temperature: float = 0.08
     """Sharpness of a phrase's distribution: cosines of MiniLM are divided by it. Small: the nearest class name alone."""
+    tile_temperature: float = 0.75
+    """Sharpness of a tile's distribution: the classifier's scores are divided by it. Small: the most likely class alone."""
+    color_share: float = 0.1
+    """Share of colours in the squared length of a tile's vector, and of that of a phrase that names one. 0: classes alone,
+    compared with the phrase's other words."""
     batch_size: int = 16
     """Tiles classified at once: few enough to stay in the processor's cache."""
 
@@ -48,31 +57,51 @@ class ConseEncoder:
 
     def __init__(self, config: ConseConfig | None = None) -> None:
         self.config = config or ConseConfig()
-        self.width = 1000
+        self.width = 1000 + len(COLORS)
         self.tile_px = self.config.tile_px
         self._phrases = KnownPhrases(self._encode_new)
         self.name = (
-            f"conse: rotated square roots of class probabilities, efficientnet-lite2 at {self.config.tile_px} px, "
+            f"conse: rotated square roots of class probabilities and colors (share {self.config.color_share}), "
+            f"efficientnet-lite2 at {self.config.tile_px} px and temperature {self.config.tile_temperature}, "
             f"all-MiniLM-L6-v2 at temperature {self.config.temperature}"
         )
 
     def encode_tiles(self, tiles: Float[Tensor, "tile 3 size size"]) -> Float[Tensor, "tile width"]:
-        """Unit vectors of RGB tiles in 0..1: square roots of the classifier's probabilities."""
-        logits = [self._classifier.logits(batch) for batch in tiles.split(self.config.batch_size)]
-        return torch.cat(logits).softmax(dim=1).sqrt() @ self._rotation
+        """Unit vectors of RGB tiles in 0..1: square roots of the classifier's probabilities and of the shares of colours."""
+        logits = torch.cat([self._classifier.logits(batch) for batch in tiles.split(self.config.batch_size)])
+        return self._joined(
+            (logits / self.config.tile_temperature).softmax(dim=1),
+            tile_colors(tiles),
+            torch.full((len(tiles), 1), self.config.color_share),
+        )
 
     def encode_phrases(self, phrases: Sequence[str]) -> Float[Tensor, "phrase width"]:
-        """Unit vectors of phrases, as written: square roots of a softmax over likeness to the class names. A phrase that was
-        asked before is not encoded again."""
+        """Unit vectors of phrases: square roots of a softmax over likeness to the class names, and of the colours named. A
+        phrase that was asked before is not encoded again."""
         return self._phrases.vectors(phrases)
 
     def _encode_new(self, phrases: Sequence[str]) -> Float[Tensor, "phrase width"]:
-        likeness = self._sentences.embed(phrases) @ self._class_vectors.T
-        return (likeness / self.config.temperature).softmax(dim=1).sqrt() @ self._rotation
+        things, colors = zip(*(split_colors(phrase) for phrase in phrases), strict=True)
+        likeness = self._sentences.embed(things) @ self._class_vectors.T
+        named = torch.stack(colors)
+        return self._joined(
+            (likeness / self.config.temperature).softmax(dim=1),
+            named,
+            self.config.color_share * named.any(dim=1, keepdim=True),
+        )
+
+    def _joined(
+        self,
+        classes: Float[Tensor, "row 1000"],
+        colors: Float[Tensor, "row color"],
+        color_share: Float[Tensor, "row 1"],
+    ) -> Float[Tensor, "row width"]:
+        """Unit vectors from two distributions, the second with this share of the squared length."""
+        return torch.cat([(1 - color_share) * classes, color_share * colors], dim=1).sqrt() @ self._rotation
 
     @cached_property
     def _rotation(self) -> Float[Tensor, "width width"]:
-        """The discrete cosine transform: orthonormal, and every class has a share in every coordinate."""
+        """The discrete cosine transform: orthonormal, and every class and colour has a share in every coordinate."""
         from scipy.fft import dct
 
         return torch.from_numpy(dct(np.eye(self.width), norm="ortho")).float()
