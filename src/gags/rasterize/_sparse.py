@@ -6,8 +6,17 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 from numba import prange
 
-from gags.rasterize._simd import LANES, any_lane, kernel, load, parallel_kernel, select, splat, store
-from gags.rasterize._splatting import CHECK_EVERY, PLANE, STRIDE, attenuate, falloff, open_rows_of, open_tile
+from gags.rasterize._simd import LANES, any_lane, kernel, load, parallel_kernel, prefetch, select, splat, store
+from gags.rasterize._splatting import (
+    CHECK_EVERY,
+    FETCH_AHEAD,
+    PLANE,
+    STRIDE,
+    attenuate,
+    falloff,
+    open_rows_of,
+    open_tile,
+)
 from gags.rasterize._tiles import MEAN_Y, TILE_HEIGHT, TILE_WIDTH, row_range, row_spans
 
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
@@ -67,6 +76,7 @@ def _walk_tile(
     for k in range(ranks.shape[0]):
         if k % CHECK_EVERY == CHECK_EVERY - 1 and not open_rows_of(state, open_rows):
             break
+        prefetch(splats, ranks[min(k + FETCH_AHEAD, ranks.shape[0] - 1)])
         s = splats[ranks[k]]
         first_row, stop_row = row_range(s, bottom)
         row_spans(s, top, left, right, spans)
