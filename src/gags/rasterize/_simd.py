@@ -29,6 +29,9 @@ parallel_kernel: Any = njit(cache=True, parallel=True)
 LANES = 16
 """Pixels in a vector."""
 
+TAKERS = 256
+"""Tasks that share work by ``take_next``: at least as many as there are threads; those that come late find nothing to do."""
+
 Lanes = Any
 """LANES float32 values (in compiled code only)."""
 Mask = Any
@@ -120,6 +123,21 @@ def store_integers(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp, lanes_type), generate
+
+
+@intrinsic
+def take_next(typingctx: Any, counter: Any) -> Any:
+    """The number in an int64 array of one, which is counted up: threads that ask at once get different numbers.
+
+    Work that threads take piece by piece ends at the same time on all of them, whatever the pieces cost and whatever else
+    a core is doing; ``prange`` gives each thread its share beforehand.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, ir.IntType(64)(1), "monotonic")
+
+    return types.int64(counter), generate
 
 
 @intrinsic

@@ -21,6 +21,7 @@ from numba import prange
 from gags.rasterize._projection import ALPHA_CUT, CHUNK
 from gags.rasterize._simd import (
     LANES,
+    TAKERS,
     Lanes,
     Mask,
     any_lane,
@@ -36,6 +37,7 @@ from gags.rasterize._simd import (
     select,
     splat,
     store,
+    take_next,
 )
 from gags.rasterize._tiles import (
     LOG2_OPACITY,
@@ -201,21 +203,25 @@ def blend(
     image = np.empty((height, width, n_channels), np.float32)
     transmittance = np.empty((height, width), np.float32)
     last_drawn = np.empty((height, width) if needs_last else (0, 0), np.float32)
-    for tile in prange(starts.shape[0] - 1):
-        left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
-        right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
-        state = np.zeros((n_channels + 1) * PLANE, np.float32)
-        last = np.full(PLANE if needs_last else 0, _NOTHING_DRAWN, np.float32)
-        open_tile(state, left, top, right, bottom)
-        _blend_tile(state, last, splats, colors, ranks[starts[tile] : starts[tile + 1]], left, top, right, bottom)
-        for y in range(top, bottom):
-            for x in range(left, right):
-                at = (y - top) * STRIDE + x - left
-                transmittance[y, x] = abs(state[at])
-                if needs_last:
-                    last_drawn[y, x] = last[at]
-                for channel in range(n_channels):
-                    image[y, x, channel] = state[(channel + 1) * PLANE + at]
+    n_tiles, counter = starts.shape[0] - 1, np.zeros(1, np.int64)
+    for _ in prange(TAKERS):
+        tile = take_next(counter)
+        while tile < n_tiles:
+            left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
+            right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
+            state = np.zeros((n_channels + 1) * PLANE, np.float32)
+            last = np.full(PLANE if needs_last else 0, _NOTHING_DRAWN, np.float32)
+            open_tile(state, left, top, right, bottom)
+            _blend_tile(state, last, splats, colors, ranks[starts[tile] : starts[tile + 1]], left, top, right, bottom)
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    at = (y - top) * STRIDE + x - left
+                    transmittance[y, x] = abs(state[at])
+                    if needs_last:
+                        last_drawn[y, x] = last[at]
+                    for channel in range(n_channels):
+                        image[y, x, channel] = state[(channel + 1) * PLANE + at]
+            tile = take_next(counter)
     return image, transmittance, last_drawn
 
 
@@ -349,23 +355,27 @@ def blend_backward(
     n_channels = colors.shape[1]
     tiles_across = (width + TILE_WIDTH - 1) // TILE_WIDTH
     records = np.empty((ranks.shape[0], N_MOMENTS + n_channels), np.float32)
-    for tile in prange(starts.shape[0] - 1):
-        left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
-        right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
-        state = np.zeros((n_channels + 3) * PLANE, np.float32)
-        state[2 * PLANE : 3 * PLANE] = _NOTHING_DRAWN
-        for y in range(top, bottom):
-            for x in range(left, right):
-                at = (y - top) * STRIDE + x - left
-                state[at] = transmittance[y, x]
-                state[PLANE + at] = transmittance[y, x] * v_transmittance[y, x]
-                state[2 * PLANE + at] = last_drawn[y, x]
-                for channel in range(n_channels):
-                    state[(3 + channel) * PLANE + at] = v_image[y, x, channel]
-        first, stop = starts[tile], starts[tile + 1]
-        _blend_tile_backward(
-            state, splats, colors, ranks[first:stop], slots[first:stop], records, left, top, right, bottom, absgrad
-        )
+    n_tiles, counter = starts.shape[0] - 1, np.zeros(1, np.int64)
+    for _ in prange(TAKERS):
+        tile = take_next(counter)
+        while tile < n_tiles:
+            left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
+            right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
+            state = np.zeros((n_channels + 3) * PLANE, np.float32)
+            state[2 * PLANE : 3 * PLANE] = _NOTHING_DRAWN
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    at = (y - top) * STRIDE + x - left
+                    state[at] = transmittance[y, x]
+                    state[PLANE + at] = transmittance[y, x] * v_transmittance[y, x]
+                    state[2 * PLANE + at] = last_drawn[y, x]
+                    for channel in range(n_channels):
+                        state[(3 + channel) * PLANE + at] = v_image[y, x, channel]
+            first, stop = starts[tile], starts[tile + 1]
+            _blend_tile_backward(
+                state, splats, colors, ranks[first:stop], slots[first:stop], records, left, top, right, bottom, absgrad
+            )
+            tile = take_next(counter)
     return records
 
 
