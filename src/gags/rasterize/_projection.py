@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32
 from numba import prange
 
-from gags.rasterize._simd import kernel, parallel_kernel
+from gags.rasterize._simd import ceiling, kernel, parallel_kernel
 
 Vector = tuple[float, float, float]
 Matrix = tuple[Vector, Vector, Vector]
@@ -138,8 +138,8 @@ def _drawn_radii(opacity: float, A: float, C: float) -> tuple[float, float]:
 
     Radl et al., StopThePop, 2024, appendix B.2.
     """
-    extent = min(MAX_EXTENT, math.sqrt(2.0 * math.log(opacity / ALPHA_CUT)))
-    return math.ceil(extent * math.sqrt(A)), math.ceil(extent * math.sqrt(C))
+    square = min(MAX_EXTENT * MAX_EXTENT, 2.0 * math.log(opacity / ALPHA_CUT))
+    return ceiling(math.sqrt(square * A)), ceiling(math.sqrt(square * C))
 
 
 @kernel
@@ -208,11 +208,12 @@ def project(
                 continue
             x, y = _dot(rotation[0], mean) + translation[0], _dot(rotation[1], mean) + translation[1]
             rx, ry = _clamped_direction(x, y, z, lens, width, height)
-            mx, my = fx * x / z + cx, fy * y / z + cy
-            if _is_far_outside(mx, my, fx / z, fy / z, rx, ry, scales[i], eps2d, width, height):
+            fx_z, fy_z = fx / z, fy / z
+            mx, my = fx_z * x + cx, fy_z * y + cy
+            if _is_far_outside(mx, my, fx_z, fy_z, rx, ry, scales[i], eps2d, width, height):
                 continue
             V = _factor(quats[i], scales[i], rotation)[3]
-            u0, u1 = _axpby(fx / z, V[0], -fx * rx / z, V[2]), _axpby(fy / z, V[1], -fy * ry / z, V[2])
+            u0, u1 = _axpby(fx_z, V[0], -fx_z * rx, V[2]), _axpby(fy_z, V[1], -fy_z * ry, V[2])
             A, B, C = _dot(u0, u0), _dot(u0, u1), _dot(u1, u1)
             sharp = A * C - B * B
             A, C = A + eps2d, C + eps2d

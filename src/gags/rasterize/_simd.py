@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import extending, njit, types
+from numba.core import cgutils
 from numba.extending import models, overload, register_model
 
 # Any: numba's own type hints take an intrinsic's first parameter for an argument of its calls
@@ -27,6 +28,9 @@ parallel_kernel: Any = njit(cache=True, parallel=True)
 
 LANES = 16
 """Pixels in a vector."""
+
+TAKERS = 256
+"""Tasks that share work by ``take_next``: at least as many as there are threads; those that come late find nothing to do."""
 
 Lanes = Any
 """LANES float32 values (in compiled code only)."""
@@ -122,6 +126,38 @@ def store_integers(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
 
 
 @intrinsic
+def take_next(typingctx: Any, counter: Any) -> Any:
+    """The number in an int64 array of one, which is counted up: threads that ask at once get different numbers.
+
+    Work that threads take piece by piece ends at the same time on all of them, whatever the pieces cost and whatever else
+    a core is doing; ``prange`` gives each thread its share beforehand.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", data, ir.IntType(64)(1), "monotonic")
+
+    return types.int64(counter), generate
+
+
+@intrinsic
+def prefetch(typingctx: Any, array: Any, row: Any) -> Any:
+    """Ask memory for a row of a two-dimensional array that is read later: for its two ends, so that short rows come whole."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        array_type, number = signature.args[0], ir.IntType(32)
+        rows = context.make_array(array_type)(context, builder, args[0])
+        last = builder.sub(builder.extract_value(rows.shape, 1), ir.IntType(64)(1))
+        for column in (ir.IntType(64)(0), last):
+            place = cgutils.get_item_pointer(context, builder, array_type, rows, [args[1], column])
+            # to be read, into the fastest cache, as data
+            _call(builder, "llvm.prefetch.p0", ir.VoidType(), place, number(0), number(3), number(1))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@intrinsic
 def splat(typingctx: Any, value: Any) -> Any:
     """The vector with this float32 in every lane."""
     return lanes_type(types.float32), lambda context, builder, signature, args: _broadcast(builder, args[0])
@@ -214,10 +250,14 @@ def magnitude(typingctx: Any, value: Any) -> Any:
 
 
 def _of_one(name: str) -> Any:
+    """An instruction on a vector or on one float. (math.floor and math.ceil are calls: around them a kernel puts all its
+    vectors to memory.)"""
+
     @intrinsic
     def function(typingctx: Any, value: Any) -> Any:
-        return lanes_type(lanes_type), lambda context, builder, signature, args: _call(
-            builder, f"llvm.{name}.v{LANES}f32", _FLOATS, *args
+        shape = f"v{LANES}f32" if isinstance(value, _LanesType) else f"f{value.bitwidth}"
+        return value(value), lambda context, builder, signature, args: _call(
+            builder, f"llvm.{name}.{shape}", args[0].type, *args
         )
 
     return function

@@ -6,8 +6,29 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 from numba import prange
 
-from gags.rasterize._simd import LANES, any_lane, kernel, load, parallel_kernel, select, splat, store
-from gags.rasterize._splatting import CHECK_EVERY, PLANE, STRIDE, attenuate, falloff, open_rows_of, open_tile
+from gags.rasterize._simd import (
+    LANES,
+    TAKERS,
+    any_lane,
+    kernel,
+    load,
+    parallel_kernel,
+    prefetch,
+    select,
+    splat,
+    store,
+    take_next,
+)
+from gags.rasterize._splatting import (
+    CHECK_EVERY,
+    FETCH_AHEAD,
+    PLANE,
+    STRIDE,
+    attenuate,
+    falloff,
+    open_rows_of,
+    open_tile,
+)
 from gags.rasterize._tiles import MEAN_Y, TILE_HEIGHT, TILE_WIDTH, row_range, row_spans
 
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
@@ -67,6 +88,7 @@ def _walk_tile(
     for k in range(ranks.shape[0]):
         if k % CHECK_EVERY == CHECK_EVERY - 1 and not open_rows_of(state, open_rows):
             break
+        prefetch(splats, ranks[min(k + FETCH_AHEAD, ranks.shape[0] - 1)])
         s = splats[ranks[k]]
         first_row, stop_row = row_range(s, bottom)
         row_spans(s, top, left, right, spans)
@@ -108,23 +130,27 @@ def walk(
     """Count into ``counts`` (``ids`` empty) or write the entries heavier than ``floor`` of all pixels."""
     height, width = counts.shape
     tiles_across = (width + TILE_WIDTH - 1) // TILE_WIDTH
-    for tile in prange(tile_starts.shape[0] - 1):
-        left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
-        right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
-        state, ends = np.zeros(2 * PLANE, np.float32), np.zeros(PLANE, np.int64)
-        open_tile(state, left, top, right, bottom)
-        if ids.size > 0:
-            for y in range(top, bottom):
-                for x in range(left, right):
-                    ends[(y - top) * STRIDE + x - left] = starts[y * width + x]
-        _walk_tile(
-            state, ends, starts, ids, weights, order, splats,
-            ranks[tile_starts[tile] : tile_starts[tile + 1]], (left, top, right, bottom), width, floor,
-        )  # fmt: skip
-        if ids.size == 0:
-            for y in range(top, bottom):
-                for x in range(left, right):
-                    counts[y, x] = state[PLANE + (y - top) * STRIDE + x - left]
+    n_tiles, counter = tile_starts.shape[0] - 1, np.zeros(1, np.int64)
+    for _ in prange(TAKERS):
+        tile = take_next(counter)
+        while tile < n_tiles:
+            left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
+            right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
+            state, ends = np.zeros(2 * PLANE, np.float32), np.zeros(PLANE, np.int64)
+            open_tile(state, left, top, right, bottom)
+            if ids.size > 0:
+                for y in range(top, bottom):
+                    for x in range(left, right):
+                        ends[(y - top) * STRIDE + x - left] = starts[y * width + x]
+            _walk_tile(
+                state, ends, starts, ids, weights, order, splats,
+                ranks[tile_starts[tile] : tile_starts[tile + 1]], (left, top, right, bottom), width, floor,
+            )  # fmt: skip
+            if ids.size == 0:
+                for y in range(top, bottom):
+                    for x in range(left, right):
+                        counts[y, x] = state[PLANE + (y - top) * STRIDE + x - left]
+            tile = take_next(counter)
 
 
 @parallel_kernel

@@ -21,6 +21,7 @@ from numba import prange
 from gags.rasterize._projection import ALPHA_CUT, CHUNK
 from gags.rasterize._simd import (
     LANES,
+    TAKERS,
     Lanes,
     Mask,
     any_lane,
@@ -31,10 +32,12 @@ from gags.rasterize._simd import (
     magnitude,
     minimum,
     parallel_kernel,
+    prefetch,
     ramp,
     select,
     splat,
     store,
+    take_next,
 )
 from gags.rasterize._tiles import (
     LOG2_OPACITY,
@@ -65,6 +68,8 @@ T_STOP = np.float32(1e-4)
 _NOTHING_DRAWN = np.float32(-1.0)
 _LN2 = math.log(2.0)
 CHECK_EVERY = 32
+FETCH_AHEAD = 4
+"""Splats between the one that is drawn and the one that is asked for: neighbours in a tile's list are not in memory."""
 _FEW_CHANNELS = 4
 
 
@@ -118,6 +123,11 @@ def open_rows_of(state: Float32[np.ndarray, " plane_float"], open_rows: Bool[np.
 
 
 @kernel
+def _add(state: Float32[np.ndarray, " plane_float"], at: int, value: Lanes) -> None:
+    store(state, at, load(state, at) + value)
+
+
+@kernel
 def _blend_tile(
     state: Float32[np.ndarray, " plane_float"],
     last_drawn: Float32[np.ndarray, " plane_float"],
@@ -130,17 +140,19 @@ def _blend_tile(
     bottom: int,
 ) -> None:
     """Blend the splats of one tile into ``state``: plane 0 transmittance, then a plane a channel; note each pixel's
-    last splat."""
+    last splat, unless ``last_drawn`` is empty."""
     n_channels = colors.shape[1]
     # to ask whether anything is drawn takes longer than to add nothing to a few channels
-    is_wide = n_channels > _FEW_CHANNELS
+    is_rgb, is_wide, notes_last = n_channels == 3, n_channels > _FEW_CHANNELS, last_drawn.size > 0
     open_rows = np.ones(TILE_HEIGHT, np.bool_)
     spans = np.empty(2 * TILE_HEIGHT, np.int32)
     for k in range(ranks.shape[0]):
         if k % CHECK_EVERY == CHECK_EVERY - 1 and not open_rows_of(state, open_rows):
             break
-        rank = ranks[k]
-        s = splats[rank]
+        later = ranks[min(k + FETCH_AHEAD, ranks.shape[0] - 1)]
+        prefetch(splats, later)
+        prefetch(colors, later)
+        s, color = splats[ranks[k]], colors[ranks[k]]
         first_row, stop_row = row_range(s, bottom)
         row_spans(s, top, left, right, spans)
         index = splat(np.float32(k))
@@ -155,10 +167,16 @@ def _blend_tile(
                 x += LANES
                 if is_wide and not any_lane(drawn):
                     continue
-                store(last_drawn, at, select(drawn, index, load(last_drawn, at)))
-                for channel in range(n_channels):
-                    at += PLANE
-                    store(state, at, load(state, at) + weight * colors[rank, channel])
+                if notes_last:
+                    store(last_drawn, at, select(drawn, index, load(last_drawn, at)))
+                if is_rgb:
+                    # a loop over three takes longer than what is in it
+                    _add(state, at + PLANE, weight * color[0])
+                    _add(state, at + 2 * PLANE, weight * color[1])
+                    _add(state, at + 3 * PLANE, weight * color[2])
+                else:
+                    for channel in range(n_channels):
+                        _add(state, at + (channel + 1) * PLANE, weight * color[channel])
 
 
 @parallel_kernel
@@ -168,6 +186,7 @@ def blend(
     starts: Int64[np.ndarray, " tile_bound"],
     ranks: Int32[np.ndarray, " entry"],
     size: tuple[int, int],
+    needs_last: bool,
 ) -> tuple[
     Float32[np.ndarray, "height width channel"],
     Float32[np.ndarray, "height width"],
@@ -175,27 +194,34 @@ def blend(
 ]:
     """(image [height, width, channel], transmittance [height, width], last drawn [height, width]) of packed splats.
 
-    colors [splat, channel] in the order of ``splats``; ``last drawn`` is the position in the tile's list, -1 for none.
+    colors [splat, channel] in the order of ``splats``; ``last drawn`` is the position in the tile's list, -1 for none,
+    [0, 0] unless it is needed (for gradients).
     """
     width, height = size
     n_channels = colors.shape[1]
     tiles_across = (width + TILE_WIDTH - 1) // TILE_WIDTH
     image = np.empty((height, width, n_channels), np.float32)
     transmittance = np.empty((height, width), np.float32)
-    last_drawn = np.empty((height, width), np.float32)
-    for tile in prange(starts.shape[0] - 1):
-        left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
-        right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
-        state = np.zeros((n_channels + 1) * PLANE, np.float32)
-        last = np.full(PLANE, _NOTHING_DRAWN, np.float32)
-        open_tile(state, left, top, right, bottom)
-        _blend_tile(state, last, splats, colors, ranks[starts[tile] : starts[tile + 1]], left, top, right, bottom)
-        for y in range(top, bottom):
-            for x in range(left, right):
-                at = (y - top) * STRIDE + x - left
-                transmittance[y, x], last_drawn[y, x] = abs(state[at]), last[at]
-                for channel in range(n_channels):
-                    image[y, x, channel] = state[(channel + 1) * PLANE + at]
+    last_drawn = np.empty((height, width) if needs_last else (0, 0), np.float32)
+    n_tiles, counter = starts.shape[0] - 1, np.zeros(1, np.int64)
+    for _ in prange(TAKERS):
+        tile = take_next(counter)
+        while tile < n_tiles:
+            left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
+            right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
+            state = np.zeros((n_channels + 1) * PLANE, np.float32)
+            last = np.full(PLANE if needs_last else 0, _NOTHING_DRAWN, np.float32)
+            open_tile(state, left, top, right, bottom)
+            _blend_tile(state, last, splats, colors, ranks[starts[tile] : starts[tile + 1]], left, top, right, bottom)
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    at = (y - top) * STRIDE + x - left
+                    transmittance[y, x] = abs(state[at])
+                    if needs_last:
+                        last_drawn[y, x] = last[at]
+                    for channel in range(n_channels):
+                        image[y, x, channel] = state[(channel + 1) * PLANE + at]
+            tile = take_next(counter)
     return image, transmittance, last_drawn
 
 
@@ -269,6 +295,9 @@ def _blend_tile_backward(
     deepest = _deepest_of_rows(state, row_last)
     zero = splat(_ZERO)
     for k in range(deepest, -1, -1):
+        later = ranks[max(k - FETCH_AHEAD, 0)]
+        prefetch(splats, later)
+        prefetch(colors, later)
         s, color = splats[ranks[k]], colors[ranks[k]]
         first_row, stop_row = row_range(s, bottom)
         row_spans(s, top, left, right, spans)
@@ -326,23 +355,27 @@ def blend_backward(
     n_channels = colors.shape[1]
     tiles_across = (width + TILE_WIDTH - 1) // TILE_WIDTH
     records = np.empty((ranks.shape[0], N_MOMENTS + n_channels), np.float32)
-    for tile in prange(starts.shape[0] - 1):
-        left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
-        right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
-        state = np.zeros((n_channels + 3) * PLANE, np.float32)
-        state[2 * PLANE : 3 * PLANE] = _NOTHING_DRAWN
-        for y in range(top, bottom):
-            for x in range(left, right):
-                at = (y - top) * STRIDE + x - left
-                state[at] = transmittance[y, x]
-                state[PLANE + at] = transmittance[y, x] * v_transmittance[y, x]
-                state[2 * PLANE + at] = last_drawn[y, x]
-                for channel in range(n_channels):
-                    state[(3 + channel) * PLANE + at] = v_image[y, x, channel]
-        first, stop = starts[tile], starts[tile + 1]
-        _blend_tile_backward(
-            state, splats, colors, ranks[first:stop], slots[first:stop], records, left, top, right, bottom, absgrad
-        )
+    n_tiles, counter = starts.shape[0] - 1, np.zeros(1, np.int64)
+    for _ in prange(TAKERS):
+        tile = take_next(counter)
+        while tile < n_tiles:
+            left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
+            right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
+            state = np.zeros((n_channels + 3) * PLANE, np.float32)
+            state[2 * PLANE : 3 * PLANE] = _NOTHING_DRAWN
+            for y in range(top, bottom):
+                for x in range(left, right):
+                    at = (y - top) * STRIDE + x - left
+                    state[at] = transmittance[y, x]
+                    state[PLANE + at] = transmittance[y, x] * v_transmittance[y, x]
+                    state[2 * PLANE + at] = last_drawn[y, x]
+                    for channel in range(n_channels):
+                        state[(3 + channel) * PLANE + at] = v_image[y, x, channel]
+            first, stop = starts[tile], starts[tile + 1]
+            _blend_tile_backward(
+                state, splats, colors, ranks[first:stop], slots[first:stop], records, left, top, right, bottom, absgrad
+            )
+            tile = take_next(counter)
     return records
 
 

@@ -76,6 +76,20 @@ def depth_order(
 
 
 @parallel_kernel
+def take_rows(
+    rows: Float32[np.ndarray, "gaussian channel"], ids: Int32[np.ndarray, " splat"]
+) -> Float32[np.ndarray, "splat channel"]:
+    """rows[ids]."""
+    n, n_channels = ids.shape[0], rows.shape[1]
+    taken = np.empty((n, n_channels), np.float32)
+    for chunk in prange((n + CHUNK - 1) // CHUNK):
+        for k in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
+            for channel in range(n_channels):
+                taken[k, channel] = rows[ids[k], channel]
+    return taken
+
+
+@parallel_kernel
 def pack_splats(
     order: Int32[np.ndarray, " splat"],
     means2d: Float32[np.ndarray, "gaussian 2"],
@@ -110,7 +124,7 @@ def _pixels_around(mean: float, half: float, size: int) -> tuple[int, int]:
     reach = half + np.float32(_SPAN_SLACK_PX)
     start = max(mean - reach - np.float32(0.5), np.float32(-1.0))
     stop = min(mean + reach - np.float32(0.5), np.float32(size))
-    return max(math.ceil(start), 0), min(math.floor(stop) + 1, size)
+    return max(int(ceiling(start)), 0), min(int(floor(stop)) + 1, size)
 
 
 @kernel
@@ -134,7 +148,7 @@ def row_span(splat: Float32[np.ndarray, " column"], dy: float, left: int, right:
     # clamped as floats: a large float has no integer
     start = max(middle - half, np.float32(left - 1))
     stop = min(middle + half, np.float32(right))
-    return max(math.ceil(start), left), min(math.floor(stop) + 1, right)
+    return max(int(ceiling(start)), left), min(int(floor(stop)) + 1, right)
 
 
 @kernel
