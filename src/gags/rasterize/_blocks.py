@@ -18,7 +18,6 @@ from gags.rasterize._projection import ALPHA_CUT
 from gags.rasterize._simd import (
     LANES,
     Lanes,
-    Mask,
     any_lane,
     constant,
     exp2,
@@ -52,8 +51,9 @@ from gags.rasterize._tiles import (
     YY,
 )
 
-_SIDE = 4
-_ACROSS, _DOWN = TILE_WIDTH // _SIDE, TILE_HEIGHT // _SIDE
+BLOCK_SIDE = 4
+"""Pixels a block is wide and high."""
+_ACROSS, _DOWN = TILE_WIDTH // BLOCK_SIDE, TILE_HEIGHT // BLOCK_SIDE
 N_BLOCKS = _ACROSS * _DOWN
 """Blocks in a tile: as many as a number has bits."""
 PLANE = N_BLOCKS * LANES
@@ -71,10 +71,10 @@ BELOW_CUT = np.float32(np.nextafter(np.float32(ALPHA_CUT), np.float32(0.0)))
 ALPHA_MAX = np.float32(0.999)
 T_STOP = np.float32(1e-4)
 
-_columns_of_block = constant(*(lane % _SIDE for lane in range(LANES)))
-_rows_of_block = constant(*(lane // _SIDE for lane in range(LANES)))
+_columns_of_block = constant(*(lane % BLOCK_SIDE for lane in range(LANES)))
+_rows_of_block = constant(*(lane // BLOCK_SIDE for lane in range(LANES)))
 # lanes that are four apart belong to one row of blocks, as ``range_bits`` has it
-_rows_of_tile = constant(*(lane % _DOWN * _SIDE + lane // _DOWN for lane in range(LANES)))
+_rows_of_tile = constant(*(lane % _DOWN * BLOCK_SIDE + lane // _DOWN for lane in range(LANES)))
 
 
 @kernel
@@ -88,7 +88,18 @@ def aligned_floats(n: int) -> Float32[np.ndarray, " n"]:
 @kernel
 def pixel_of(block: int, lane: int) -> tuple[int, int]:
     """Column and row of a pixel in the tile."""
-    return (block % _ACROSS) * _SIDE + lane % _SIDE, (block // _ACROSS) * _SIDE + lane // _SIDE
+    return (block % _ACROSS) * BLOCK_SIDE + lane % BLOCK_SIDE, (block // _ACROSS) * BLOCK_SIDE + lane // BLOCK_SIDE
+
+
+@kernel
+def pixels_inside(block: int, left: int, top: int, width: int, height: int) -> tuple[np.uint64, np.uint64, np.uint64]:
+    """A block's first pixel in the picture, and how many of its columns and rows are inside.
+
+    Unsigned: numba asks of every other index whether it counts from the end.
+    """
+    column, row = pixel_of(block, 0)
+    across, down = min(max(width - left - column, 0), BLOCK_SIDE), min(max(height - top - row, 0), BLOCK_SIDE)
+    return np.uint64((top + row) * width + left + column), np.uint64(across), np.uint64(down)
 
 
 @kernel
@@ -111,18 +122,18 @@ def blocks_above(plane: Float32[np.ndarray, " plane_float"], bound: float) -> np
 
 
 @kernel
-def _blocks_reached(s: Float32[np.ndarray, " column"], left: int, top: int) -> np.uint64:
+def _blocks_reached(splats: Float32[np.ndarray, "splat column"], rank: int, left: int, top: int) -> np.uint64:
     """The blocks of the tile at (left, top) that hold a pixel which the splat covers; a few more where it ends nearby."""
-    dy = _rows_of_tile() + (np.float32(top) + _HALF - s[MEAN_Y])
-    half = square_root(maximum(dy * dy * s[SHRINK] + s[REACH], splat(_ZERO)))
-    middle = dy * s[SHEAR] + (s[MEAN_X] - _HALF - np.float32(left))
+    dy = _rows_of_tile() + (np.float32(top) + _HALF - splats[rank, MEAN_Y])
+    half = square_root(maximum(dy * dy * splats[rank, SHRINK] + splats[rank, REACH], splat(_ZERO)))
+    middle = dy * splats[rank, SHEAR] + (splats[rank, MEAN_X] - _HALF - np.float32(left))
     # first pixel: middle - half rounded up; a quarter of it rounded down is its block. Rounded down at the end, both
     start = (middle - half) * _QUARTER + _QUARTER * (_ONE - _SLACK_PX)
     stop = (middle + half) * _QUARTER + (_ONE + _QUARTER * _SLACK_PX)
     # clamped as floats: a large float has no integer
     start = minimum(maximum(start, splat(_ZERO)), splat(_ALL_ACROSS))
     stop = minimum(maximum(stop, splat(_ZERO)), splat(_ALL_ACROSS))
-    return range_bits(start, select(magnitude(dy) > s[HALF_HEIGHT] + _SLACK_PX, start, stop))
+    return range_bits(start, select(magnitude(dy) > splats[rank, HALF_HEIGHT] + _SLACK_PX, start, stop))
 
 
 @kernel
@@ -142,7 +153,7 @@ def find_blocks(
     for k in range(first, stop):
         prefetch(splats, ranks[min(k + _FETCH_AHEAD, ranks.shape[0] - 1)])
         prefetch(colors, ranks[k])
-        reached[k - first] = _blocks_reached(splats[ranks[k]], left, top) & among
+        reached[k - first] = _blocks_reached(splats, ranks[k], left, top) & among
     return stop
 
 
@@ -150,9 +161,9 @@ def find_blocks(
 def set_centers(centers: Float32[np.ndarray, " center"], left: int, top: int) -> None:
     """Write the x of the pixels' centres in each column of a tile's blocks, then their y in each row of blocks."""
     for column in range(_ACROSS):
-        store(centers, column * LANES, _columns_of_block() + (np.float32(left + column * _SIDE) + _HALF))
+        store(centers, column * LANES, _columns_of_block() + (np.float32(left + column * BLOCK_SIDE) + _HALF))
     for row in range(_DOWN):
-        store(centers, (_ACROSS + row) * LANES, _rows_of_block() + (np.float32(top + row * _SIDE) + _HALF))
+        store(centers, (_ACROSS + row) * LANES, _rows_of_block() + (np.float32(top + row * BLOCK_SIDE) + _HALF))
 
 
 N_CENTERS = (_ACROSS + _DOWN) * LANES
@@ -160,9 +171,12 @@ N_CENTERS = (_ACROSS + _DOWN) * LANES
 
 
 @kernel
-def bell(s: Float32[np.ndarray, " column"]) -> tuple[Lanes, Lanes, Lanes, Lanes, Lanes, Lanes]:
-    """What ``falloff`` needs of a splat, in every lane: read once, not block by block."""
-    return splat(s[MEAN_X]), splat(s[MEAN_Y]), splat(s[XX]), splat(s[XY]), splat(s[YY]), splat(s[LOG2_OPACITY])
+def bell(splats: Float32[np.ndarray, "splat column"], rank: int) -> tuple[Lanes, Lanes, Lanes, Lanes, Lanes, Lanes]:
+    """What ``falloff`` needs of a splat, in every lane: read once, not block by block. (Kernels are given arrays and where
+    to read, not slices: numba counts those who refer to a slice, with atomic instructions.)"""
+    mean = splat(splats[rank, MEAN_X]), splat(splats[rank, MEAN_Y])
+    form = splat(splats[rank, XX]), splat(splats[rank, XY]), splat(splats[rank, YY])
+    return mean[0], mean[1], form[0], form[1], form[2], splat(splats[rank, LOG2_OPACITY])
 
 
 @kernel
@@ -179,13 +193,13 @@ def falloff(
 
 
 @kernel
-def attenuate(transmittance: Float32[np.ndarray, " plane_float"], block: int, unclamped: Lanes) -> tuple[Mask, Lanes]:
-    """(where the splat is drawn, its weight alpha x T, 0 elsewhere); the block's transmittances go behind the splat."""
-    seen = unclamped > BELOW_CUT
-    alpha = select(seen, minimum(unclamped, splat(ALPHA_MAX)), splat(_ZERO))
+def attenuate(transmittance: Float32[np.ndarray, " plane_float"], block: int, unclamped: Lanes) -> Lanes:
+    """The splat's weight alpha x T, above 0 where it is drawn, 0 elsewhere; the block's transmittances go behind the
+    splat."""
+    alpha = select(unclamped > BELOW_CUT, minimum(unclamped, splat(ALPHA_MAX)), splat(_ZERO))
     before = load(transmittance, block * LANES)
     after = multiply_add(negative(alpha), before, before)
     # where nothing is seen, after is before
     is_open = after > T_STOP
     store(transmittance, block * LANES, select(is_open, after, negative(magnitude(before))))
-    return seen & is_open, select(is_open, alpha * before, splat(_ZERO))
+    return select(is_open, alpha * before, splat(_ZERO))

@@ -97,11 +97,11 @@ def _walk_tile(
             break
         stop = find_blocks(reached, splats, splats, ranks, first, corner, is_open)
         for k in range(first, stop):
-            gaussian, shape, blocks = order[ranks[k]], bell(splats[ranks[k]]), reached[k - first]
+            gaussian, shape, blocks = order[ranks[k]], bell(splats, ranks[k]), reached[k - first]
             while blocks != _NO_BLOCK:
                 block = lowest_bit(blocks)
                 blocks &= blocks - _ONE_BLOCK
-                weight = attenuate(transmittance, block, falloff(shape, centers, block)[2])[1]
+                weight = attenuate(transmittance, block, falloff(shape, centers, block)[2])
                 kept, at = weight > floor, block * LANES
                 if ids.size == 0:
                     store(counted, at, load(counted, at) + select(kept, one, zero))

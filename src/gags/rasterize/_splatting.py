@@ -1,9 +1,9 @@
 """Alpha blending of depth-sorted splats, tile by tile, in numba: forward and gradients.
 
 Output: sum_i weight_i colour_i of ``_blocks``, and the transmittance that is left. A tile keeps its pixels block by block, a
-vector a quantity: transmittances, last splats, then the channels of each block one after the other. Splats are drawn in
-chunks, first looked for, then weighed, each on all its blocks. A few channels are added at once; of more, a block's
-weights wait, and are added with eight channels at a time in registers.
+vector a quantity. Splats are drawn in chunks: first looked for, then weighed, each on all its blocks. A few channels are
+added at once, a vector a channel; of more, a block's weights wait until it is its turn, and the channels are vectors, one
+pixel after the other.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, UInt32
+from jaxtyping import Float32, Int32, Int64, UInt32, UInt64
 from numba import prange
 
 from gags.rasterize._blocks import (
     ALPHA_MAX,
     BELOW_CUT,
+    BLOCK_SIDE,
     CHUNK_SPLATS,
     N_BLOCKS,
     N_CENTERS,
@@ -28,7 +29,7 @@ from gags.rasterize._blocks import (
     falloff,
     find_blocks,
     open_tile,
-    pixel_of,
+    pixels_inside,
     set_centers,
 )
 from gags.rasterize._projection import CHUNK
@@ -50,15 +51,15 @@ from gags.rasterize._simd import (
     store,
     take_next,
 )
-from gags.rasterize._tiles import TILE_HEIGHT, TILE_WIDTH, XX, XY, YY
+from gags.rasterize._tiles import TILE_HEIGHT, TILE_WIDTH
 
 N_MOMENTS = 8
 """Leading columns of a gradient record: sums over a splat's pixels in a tile of g, g dx, g dy, g dx^2, g dx dy, g dy^2
 (g = dL/dsigma), |dL/dx|, |dL/dy|."""
 FEW_CHANNELS = 4
 """So many are added where they are drawn."""
-CHANNEL_GROUP = 8
-"""Of more channels, those that are added in one go; rows of colours are padded to a multiple."""
+_GROUP = 8
+"""Of more channels, a vector of them is added to so many pixels in one go: sums that stay in registers."""
 
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _NO_BLOCK, _ONE_BLOCK = np.uint64(0), np.uint64(1)
@@ -100,56 +101,60 @@ def _draw_few(
 def _draw_group(
     shades: Float32[np.ndarray, " shade_float"],
     at: int,
+    stride: int,
     colors: Float32[np.ndarray, " color_float"],
+    channel: int,
     weights: Float32[np.ndarray, " weight"],
+    lane: int,
     rows: UInt32[np.ndarray, " waiting"],
     first: int,
     stop: int,
 ) -> None:
-    """Add the splats that wait at first:stop to CHANNEL_GROUP channels of a block, which ``colors`` begins with."""
-    s0 = load(shades, at)
-    s1 = load(shades, at + LANES)
-    s2 = load(shades, at + 2 * LANES)
-    s3 = load(shades, at + 3 * LANES)
-    s4 = load(shades, at + 4 * LANES)
-    s5 = load(shades, at + 5 * LANES)
-    s6 = load(shades, at + 6 * LANES)
-    s7 = load(shades, at + 7 * LANES)
+    """Add the splats that wait at first:stop to LANES channels of _GROUP pixels, from a channel and a lane on."""
+    p0 = load(shades, at)
+    p1 = load(shades, at + stride)
+    p2 = load(shades, at + 2 * stride)
+    p3 = load(shades, at + 3 * stride)
+    p4 = load(shades, at + 4 * stride)
+    p5 = load(shades, at + 5 * stride)
+    p6 = load(shades, at + 6 * stride)
+    p7 = load(shades, at + 7 * stride)
     for entry in range(first, stop):
-        weight, row = load(weights, entry * LANES), np.int64(rows[entry])
-        s0 = s0 + weight * load_splat(colors, row)
-        s1 = s1 + weight * load_splat(colors, row + 1)
-        s2 = s2 + weight * load_splat(colors, row + 2)
-        s3 = s3 + weight * load_splat(colors, row + 3)
-        s4 = s4 + weight * load_splat(colors, row + 4)
-        s5 = s5 + weight * load_splat(colors, row + 5)
-        s6 = s6 + weight * load_splat(colors, row + 6)
-        s7 = s7 + weight * load_splat(colors, row + 7)
-    store(shades, at, s0)
-    store(shades, at + LANES, s1)
-    store(shades, at + 2 * LANES, s2)
-    store(shades, at + 3 * LANES, s3)
-    store(shades, at + 4 * LANES, s4)
-    store(shades, at + 5 * LANES, s5)
-    store(shades, at + 6 * LANES, s6)
-    store(shades, at + 7 * LANES, s7)
+        color, weight = load(colors, np.int64(rows[entry]) + channel), entry * LANES + lane
+        p0 = p0 + color * load_splat(weights, weight)
+        p1 = p1 + color * load_splat(weights, weight + 1)
+        p2 = p2 + color * load_splat(weights, weight + 2)
+        p3 = p3 + color * load_splat(weights, weight + 3)
+        p4 = p4 + color * load_splat(weights, weight + 4)
+        p5 = p5 + color * load_splat(weights, weight + 5)
+        p6 = p6 + color * load_splat(weights, weight + 6)
+        p7 = p7 + color * load_splat(weights, weight + 7)
+    store(shades, at, p0)
+    store(shades, at + stride, p1)
+    store(shades, at + 2 * stride, p2)
+    store(shades, at + 3 * stride, p3)
+    store(shades, at + 4 * stride, p4)
+    store(shades, at + 5 * stride, p5)
+    store(shades, at + 6 * stride, p6)
+    store(shades, at + 7 * stride, p7)
 
 
 @kernel
 def _draw_waiting(
     shades: Float32[np.ndarray, " shade_float"],
-    colors: Float32[np.ndarray, "splat channel"],
+    colors: Float32[np.ndarray, " color_float"],
+    n_channels: int,
     weights: Float32[np.ndarray, " weight"],
     rows: UInt32[np.ndarray, " waiting"],
     counts: Int64[np.ndarray, " block"],
 ) -> None:
     """Add what waits for each block to all its channels."""
-    n_channels, flat = colors.shape[1], colors.reshape(-1)
     for block in range(N_BLOCKS):
-        first = block * CHUNK_SPLATS
-        for channel in range(0, n_channels if counts[block] > 0 else 0, CHANNEL_GROUP):
-            at = (block * n_channels + channel) * LANES
-            _draw_group(shades, at, flat[channel:], weights, rows, first, first + counts[block])
+        first, stop = block * CHUNK_SPLATS, block * CHUNK_SPLATS + counts[block]
+        for channel in range(0, n_channels if stop > first else 0, LANES):
+            for lane in range(0, LANES, _GROUP):
+                at = (block * LANES + lane) * n_channels + channel
+                _draw_group(shades, at, n_channels, colors, channel, weights, lane, rows, first, stop)
         counts[block] = 0
 
 
@@ -184,14 +189,14 @@ def _blend_tile(
         stop = find_blocks(reached, splats, colors, ranks, first, (left, top), is_open)
         for k in range(first, stop):
             rank, blocks = ranks[k], reached[k - first]
-            shape, row, index = bell(splats[rank]), np.int64(rank) * n_channels, splat(np.float32(k))
+            shape, row, index = bell(splats, rank), np.int64(rank) * n_channels, splat(np.float32(k))
             while blocks != _NO_BLOCK:
                 block = lowest_bit(blocks)
                 blocks &= blocks - _ONE_BLOCK
-                drawn, weight = attenuate(transmittance, block, falloff(shape, centers, block)[2])
+                weight = attenuate(transmittance, block, falloff(shape, centers, block)[2])
                 if notes_last:
                     at = block * LANES
-                    store(last_drawn, at, select(drawn, index, load(last_drawn, at)))
+                    store(last_drawn, at, select(weight > _ZERO, index, load(last_drawn, at)))
                 if is_few:
                     _draw_few(shades, block * n_channels * LANES, flat, row, n_channels, weight)
                 else:
@@ -199,9 +204,9 @@ def _blend_tile(
                     entry = block * CHUNK_SPLATS + counts[block]
                     store(weights, entry * LANES, weight)
                     rows[entry] = row
-                    counts[block] += any_lane(drawn)
+                    counts[block] += any_lane(weight > _ZERO)
         if not is_few:
-            _draw_waiting(shades, colors, weights, rows, counts)
+            _draw_waiting(shades, flat, n_channels, weights, rows, counts)
         first = stop
 
 
@@ -219,17 +224,21 @@ def _write_tile(
     """Copy a tile's shades, transmittances and last splats to their places in the picture."""
     tile_transmittance, tile_last, shades = planes
     height, width, n_channels = image.shape
-    n_padded = shades.shape[0] // PLANE
+    values, transmittances, positions = image.reshape(-1), transmittance.reshape(-1), last_drawn.reshape(-1)
+    n, n_padded = np.uint64(n_channels), shades.shape[0] // PLANE
+    pixel_step, channel_step = (1, LANES) if n_channels <= FEW_CHANNELS else (n_padded, 1)
     for block in range(N_BLOCKS):
-        for lane in range(LANES):
-            column, row = pixel_of(block, lane)
-            x, y, at = left + column, top + row, block * LANES + lane
-            if x < width and y < height:
-                transmittance[y, x] = abs(tile_transmittance[at])
+        first, across, down = pixels_inside(block, left, top, width, height)
+        for row in range(down):
+            for column in range(across):
+                pixel, lane = first + row * np.uint64(width) + column, row * np.uint64(BLOCK_SIDE) + column
+                at = np.uint64(block * LANES) + lane
+                transmittances[pixel] = abs(tile_transmittance[at])
                 if tile_last.size > 0:
-                    last_drawn[y, x] = tile_last[at]
-                for channel in range(n_channels):
-                    image[y, x, channel] = shades[(block * n_padded + channel) * LANES + lane]
+                    positions[pixel] = tile_last[at]
+                shade = np.uint64(block * n_padded * LANES) + lane * np.uint64(pixel_step)
+                for channel in range(n):
+                    values[pixel * n + channel] = shades[shade + channel * np.uint64(channel_step)]
 
 
 @parallel_kernel
@@ -285,12 +294,13 @@ def blend(
 
 def padded(n_channels: int) -> int:
     """Columns of the colours that ``blend`` takes."""
-    return n_channels if n_channels <= FEW_CHANNELS else -(-n_channels // CHANNEL_GROUP) * CHANNEL_GROUP
+    return n_channels if n_channels <= FEW_CHANNELS else -(-n_channels // LANES) * LANES
 
 
 @kernel
 def _close_record(
-    record: Float32[np.ndarray, " column"],
+    records: Float32[np.ndarray, "entry column"],
+    slot: int,
     sums: tuple[Lanes, ...],
     absolute: tuple[Lanes, Lanes],
     gradient: Float32[np.ndarray, " channel_lane"],
@@ -298,17 +308,18 @@ def _close_record(
 ) -> None:
     """Sum the lanes of one splat's accumulators into its record."""
     for j in range(6):
-        record[j] = lane_sum(sums[j])
-    record[6], record[7] = lane_sum(absolute[0]), lane_sum(absolute[1])
+        records[slot, j] = lane_sum(sums[j])
+    records[slot, 6], records[slot, 7] = lane_sum(absolute[0]), lane_sum(absolute[1])
     for channel in range(n_channels):
-        record[N_MOMENTS + channel] = lane_sum(load(gradient, channel * LANES))
+        records[slot, N_MOMENTS + channel] = lane_sum(load(gradient, channel * LANES))
 
 
 @kernel
 def _color_backward(
     upstream: Float32[np.ndarray, " shade_float"],
     at: int,
-    color: Float32[np.ndarray, " channel"],
+    colors: Float32[np.ndarray, "splat padded_channel"],
+    rank: int,
     weight: Lanes,
     gradient: Float32[np.ndarray, " channel_lane"],
     n_channels: int,
@@ -317,13 +328,13 @@ def _color_backward(
     shade = splat(_ZERO)
     for channel in range(n_channels):
         v = load(upstream, at + channel * LANES)
-        shade = shade + v * color[channel]
+        shade = shade + v * colors[rank, channel]
         store(gradient, channel * LANES, load(gradient, channel * LANES) + weight * v)
     return shade
 
 
 @kernel
-def _splat_backward(
+def _chunk_backward(
     planes: tuple[
         Float32[np.ndarray, " plane_float"],
         Float32[np.ndarray, " plane_float"],
@@ -331,45 +342,53 @@ def _splat_backward(
         Float32[np.ndarray, " shade_float"],
     ],
     centers: Float32[np.ndarray, " center"],
-    blocks: np.uint64,
-    position: int,
-    s: Float32[np.ndarray, " column"],
-    color: Float32[np.ndarray, " channel"],
+    reached: UInt64[np.ndarray, " entry"],
+    first: int,
+    stop: int,
+    splats: Float32[np.ndarray, "splat column"],
+    colors: Float32[np.ndarray, "splat padded_channel"],
+    ranks: Int32[np.ndarray, " entry"],
+    slots: Int32[np.ndarray, " entry"],
+    records: Float32[np.ndarray, "entry column"],
     gradient: Float32[np.ndarray, " channel_lane"],
-    record: Float32[np.ndarray, " column"],
     absgrad: bool,
 ) -> None:
-    """Take the splat at a position of the tile's list off its blocks and write its record."""
+    """Take the splats first:stop of a tile's list off their blocks, the last one first, and write their records."""
     transmittances, behinds, last_drawn, upstream = planes
-    n_channels = upstream.shape[0] // PLANE
-    shape, before_position, zero = bell(s), np.float32(position) - _HALF, splat(_ZERO)
-    g0 = gx = gy = gxx = gxy = gyy = ax = ay = zero
-    gradient[:] = _ZERO
-    while blocks != _NO_BLOCK:
-        block = lowest_bit(blocks)
-        blocks &= blocks - _ONE_BLOCK
-        at = block * LANES
-        dx, dy, unclamped = falloff(shape, centers, block)
-        alpha = minimum(unclamped, splat(ALPHA_MAX))
-        drawn = (alpha > BELOW_CUT) & (load(last_drawn, at) > before_position)
-        if any_lane(drawn):
-            alpha = select(drawn, alpha, zero)
-            inverse = splat(_ONE) / (splat(_ONE) - alpha)
-            transmittance, behind = load(transmittances, at) * inverse, load(behinds, at)
-            weight = alpha * transmittance
-            shade = _color_backward(upstream, at * n_channels, color, weight, gradient, n_channels)
-            store(transmittances, at, transmittance)
-            store(behinds, at, behind + weight * shade)
-            # dL/dalpha = T shade - behind / (1 - alpha); dL/dsigma = -alpha dL/dalpha, none where clamped
-            g = select(unclamped > ALPHA_MAX, zero, alpha * (behind * inverse - transmittance * shade))
-            gdx, gdy = g * dx, g * dy
-            g0, gx, gy = g0 + g, gx + gdx, gy + gdy
-            gxx, gxy, gyy = gxx + gdx * dx, gxy + gdx * dy, gyy + gdy * dy
-            if absgrad:
-                # up to the factor -log(2): dp/dx and dp/dy
-                ax = ax + magnitude(gdx * (s[XX] + s[XX]) + gdy * s[XY])
-                ay = ay + magnitude(gdx * s[XY] + gdy * (s[YY] + s[YY]))
-    _close_record(record, (g0, gx, gy, gxx, gxy, gyy), (ax, ay), gradient, n_channels)
+    n_channels, zero = upstream.shape[0] // PLANE, splat(_ZERO)
+    for k in range(stop - 1, first - 1, -1):
+        rank, blocks, before_position = ranks[k], reached[k - first], np.float32(k) - _HALF
+        shape = bell(splats, rank)
+        xx, xy, yy = shape[2], shape[3], shape[4]
+        g0 = gx = gy = gxx = gxy = gyy = ax = ay = zero
+        for channel in range(n_channels):
+            store(gradient, channel * LANES, zero)
+        while blocks != _NO_BLOCK:
+            block = lowest_bit(blocks)
+            blocks &= blocks - _ONE_BLOCK
+            at = block * LANES
+            dx, dy, unclamped = falloff(shape, centers, block)
+            alpha = minimum(unclamped, splat(ALPHA_MAX))
+            drawn = (alpha > BELOW_CUT) & (load(last_drawn, at) > before_position)
+            # to ask takes longer than a few channels
+            if n_channels <= FEW_CHANNELS or any_lane(drawn):
+                alpha = select(drawn, alpha, zero)
+                inverse = splat(_ONE) / (splat(_ONE) - alpha)
+                transmittance, behind = load(transmittances, at) * inverse, load(behinds, at)
+                weight = alpha * transmittance
+                shade = _color_backward(upstream, at * n_channels, colors, rank, weight, gradient, n_channels)
+                store(transmittances, at, transmittance)
+                store(behinds, at, behind + weight * shade)
+                # dL/dalpha = T shade - behind / (1 - alpha); dL/dsigma = -alpha dL/dalpha, none where clamped
+                g = select(unclamped > ALPHA_MAX, zero, alpha * (behind * inverse - transmittance * shade))
+                gdx, gdy = g * dx, g * dy
+                g0, gx, gy = g0 + g, gx + gdx, gy + gdy
+                gxx, gxy, gyy = gxx + gdx * dx, gxy + gdx * dy, gyy + gdy * dy
+                if absgrad:
+                    # up to the factor -log(2): dp/dx and dp/dy
+                    ax = ax + magnitude(gdx * (xx + xx) + gdy * xy)
+                    ay = ay + magnitude(gdx * xy + gdy * (yy + yy))
+        _close_record(records, slots[k], (g0, gx, gy, gxx, gxy, gyy), (ax, ay), gradient, n_channels)
 
 
 @kernel
@@ -394,7 +413,7 @@ def _blend_tile_backward(
     ``planes``: transmittance behind the current splat; what lies behind it, sum_j>i weight_j <colour_j, v> + T_end
     <dL/dT_end>; the last drawn splat; then v = dL/dcolour.
     """
-    gradient = np.empty((records.shape[1] - N_MOMENTS) * LANES, np.float32)
+    gradient = aligned_floats((records.shape[1] - N_MOMENTS) * LANES)
     centers, reached = aligned_floats(N_CENTERS), np.empty(CHUNK_SPLATS, np.uint64)
     set_centers(centers, left, top)
     deepest = int(np.max(planes[2]))
@@ -403,13 +422,10 @@ def _blend_tile_backward(
         # blocks whose last splat is nearer are not there yet
         begun = blocks_above(planes[2], np.float32(first) - _HALF)
         stop = min(find_blocks(reached, splats, colors, ranks, first, (left, top), begun), deepest + 1)
-        for k in range(stop - 1, first - 1, -1):
-            rank, blocks = ranks[k], reached[k - first]
-            _splat_backward(
-                planes, centers, blocks, k, splats[rank], colors[rank], gradient, records[slots[k]], absgrad
-            )
+        _chunk_backward(planes, centers, reached, first, stop, splats, colors, ranks, slots, records, gradient, absgrad)
     for k in range(deepest + 1, ranks.shape[0]):
-        records[slots[k]] = 0.0
+        for column in range(records.shape[1]):
+            records[slots[k], column] = 0.0
 
 
 @kernel
@@ -430,16 +446,21 @@ def _read_tile(
     """Fill the planes of ``_blend_tile_backward``; what lies outside the image has no splat."""
     tile_transmittance, behind, tile_last, upstream = planes
     height, width, n_channels = v_image.shape
+    values, v_transmittances = v_image.reshape(-1), v_transmittance.reshape(-1)
+    transmittances, positions = transmittance.reshape(-1), last_drawn.reshape(-1)
+    n = np.uint64(n_channels)
+    tile_last[:] = _NOTHING_DRAWN
     for block in range(N_BLOCKS):
-        for lane in range(LANES):
-            column, row = pixel_of(block, lane)
-            x, y, at = left + column, top + row, block * LANES + lane
-            inside = x < width and y < height
-            tile_transmittance[at] = transmittance[y, x] if inside else _ONE
-            behind[at] = transmittance[y, x] * v_transmittance[y, x] if inside else _ZERO
-            tile_last[at] = last_drawn[y, x] if inside else _NOTHING_DRAWN
-            for channel in range(n_channels):
-                upstream[(block * n_channels + channel) * LANES + lane] = v_image[y, x, channel] if inside else _ZERO
+        first, across, down = pixels_inside(block, left, top, width, height)
+        for row in range(down):
+            for column in range(across):
+                pixel, lane = first + row * np.uint64(width) + column, row * np.uint64(BLOCK_SIDE) + column
+                at = np.uint64(block * LANES) + lane
+                tile_transmittance[at] = transmittances[pixel]
+                behind[at] = transmittances[pixel] * v_transmittances[pixel]
+                tile_last[at] = positions[pixel]
+                for channel in range(n):
+                    upstream[(np.uint64(block) * n + channel) * np.uint64(LANES) + lane] = values[pixel * n + channel]
 
 
 @parallel_kernel
