@@ -78,9 +78,9 @@ _rows_of_tile = constant(*(lane % _DOWN * BLOCK_SIDE + lane // _DOWN for lane in
 
 
 @kernel
-def aligned_floats(n: int) -> Float32[np.ndarray, " n"]:
-    """Memory for n floats that begins with a cache line, so that a block is one."""
-    floats = np.empty(n + LANES, np.float32)
+def aligned_zeros(n: int) -> Float32[np.ndarray, " n"]:
+    """n floats that begin with a cache line, so that a block is one."""
+    floats = np.zeros(n + LANES, np.float32)
     first = (-np.int64(floats.ctypes.data) & (4 * LANES - 1)) // 4
     return floats[first : first + n]
 

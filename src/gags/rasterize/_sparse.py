@@ -10,7 +10,7 @@ from gags.rasterize._blocks import (
     CHUNK_SPLATS,
     N_CENTERS,
     PLANE,
-    aligned_floats,
+    aligned_zeros,
     attenuate,
     bell,
     blocks_above,
@@ -87,7 +87,7 @@ def _walk_tile(
     """Blend a tile's weights only. If ``ids`` is empty, count a pixel's entries; else write them, ``ends`` being where
     each pixel's list ends."""
     left, top = corner
-    centers, reached = aligned_floats(N_CENTERS), np.empty(CHUNK_SPLATS, np.uint64)
+    centers, reached = aligned_zeros(N_CENTERS), np.empty(CHUNK_SPLATS, np.uint64)
     set_centers(centers, left, top)
     block_weights, zero, one = np.empty(LANES, np.float32), splat(_ZERO), splat(_ONE)
     first = 0
@@ -136,7 +136,7 @@ def walk(
     n_tiles, counter = tile_starts.shape[0] - 1, np.zeros(1, np.int64)
     for _ in prange(TAKERS):
         tile = take_next(counter)
-        transmittance, counted = aligned_floats(PLANE), aligned_floats(PLANE)
+        transmittance, counted = aligned_zeros(PLANE), aligned_zeros(PLANE)
         ends = np.empty(PLANE, np.int64)
         while tile < n_tiles:
             left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT

@@ -22,7 +22,7 @@ from gags.rasterize._blocks import (
     N_BLOCKS,
     N_CENTERS,
     PLANE,
-    aligned_floats,
+    aligned_zeros,
     attenuate,
     bell,
     blocks_above,
@@ -179,7 +179,7 @@ def _blend_tile(
     weights, rows, counts = waiting
     n_channels = colors.shape[1]
     flat, is_few, notes_last = colors.reshape(-1), n_channels <= FEW_CHANNELS, last_drawn.size > 0
-    centers, reached = aligned_floats(N_CENTERS), np.empty(CHUNK_SPLATS, np.uint64)
+    centers, reached = aligned_zeros(N_CENTERS), np.empty(CHUNK_SPLATS, np.uint64)
     set_centers(centers, left, top)
     first = 0
     while first < ranks.shape[0]:
@@ -271,13 +271,13 @@ def blend(
         tile = take_next(counter)
         if tile < n_tiles:
             planes = (
-                aligned_floats(PLANE),
-                aligned_floats(PLANE if needs_last else 0),
-                aligned_floats(n_padded * PLANE),
+                aligned_zeros(PLANE),
+                aligned_zeros(PLANE if needs_last else 0),
+                aligned_zeros(n_padded * PLANE),
             )
             n_waiting = N_BLOCKS * CHUNK_SPLATS if n_padded > FEW_CHANNELS else 0
             waiting = (
-                aligned_floats(n_waiting * LANES),
+                aligned_zeros(n_waiting * LANES),
                 np.empty(n_waiting, np.uint32),
                 np.zeros(N_BLOCKS, np.int64),
             )
@@ -413,8 +413,8 @@ def _blend_tile_backward(
     ``planes``: transmittance behind the current splat; what lies behind it, sum_j>i weight_j <colour_j, v> + T_end
     <dL/dT_end>; the last drawn splat; then v = dL/dcolour.
     """
-    gradient = aligned_floats((records.shape[1] - N_MOMENTS) * LANES)
-    centers, reached = aligned_floats(N_CENTERS), np.empty(CHUNK_SPLATS, np.uint64)
+    gradient = aligned_zeros((records.shape[1] - N_MOMENTS) * LANES)
+    centers, reached = aligned_zeros(N_CENTERS), np.empty(CHUNK_SPLATS, np.uint64)
     set_centers(centers, left, top)
     deepest = int(np.max(planes[2]))
     for chunk in range(deepest // CHUNK_SPLATS, -1, -1):
@@ -443,13 +443,14 @@ def _read_tile(
     left: int,
     top: int,
 ) -> None:
-    """Fill the planes of ``_blend_tile_backward``; what lies outside the image has no splat."""
+    """Fill the planes of ``_blend_tile_backward``. What lies outside the image has no splat, and zeros: they are added."""
     tile_transmittance, behind, tile_last, upstream = planes
     height, width, n_channels = v_image.shape
     values, v_transmittances = v_image.reshape(-1), v_transmittance.reshape(-1)
     transmittances, positions = transmittance.reshape(-1), last_drawn.reshape(-1)
     n = np.uint64(n_channels)
-    tile_last[:] = _NOTHING_DRAWN
+    if left + TILE_WIDTH > width or top + TILE_HEIGHT > height:
+        tile_transmittance[:], behind[:], tile_last[:], upstream[:] = _ZERO, _ZERO, _NOTHING_DRAWN, _ZERO
     for block in range(N_BLOCKS):
         first, across, down = pixels_inside(block, left, top, width, height)
         for row in range(down):
@@ -485,8 +486,8 @@ def blend_backward(
         tile = take_next(counter)
         if tile < n_tiles:
             planes = (
-                aligned_floats(PLANE), aligned_floats(PLANE), aligned_floats(PLANE),
-                aligned_floats(n_channels * PLANE),
+                aligned_zeros(PLANE), aligned_zeros(PLANE), aligned_zeros(PLANE),
+                aligned_zeros(n_channels * PLANE),
             )  # fmt: skip
             while tile < n_tiles:
                 left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
