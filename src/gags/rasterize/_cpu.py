@@ -133,9 +133,12 @@ class Blend(torch.autograd.Function):
         order = _tiles.depth_order(_array(depths), _array(radii))
         splats = _tiles.pack_splats(order, _array(means2d), _array(conics), _array(opacities))
         starts, ranks, slots, slot_starts = _tiles.tile_lists(splats, *size)
-        packed_colors = _tiles.take_rows(_array(colors), order)
+        n_channels = colors.shape[1]
+        packed_colors = _tiles.take_rows(_array(colors), order, _splatting.padded(n_channels))
         needs_last = any(ctx.needs_input_grad)
-        image, transmittance, last_drawn = _splatting.blend(splats, packed_colors, starts, ranks, size, needs_last)
+        image, transmittance, last_drawn = _splatting.blend(
+            splats, packed_colors, n_channels, starts, ranks, size, needs_last
+        )
         ctx.save_for_backward(means2d, conics, colors, opacities)
         ctx.lists = (order, splats, packed_colors, starts, ranks, slots, slot_starts, transmittance, last_drawn)
         ctx.absgrad_of = absgrad_of

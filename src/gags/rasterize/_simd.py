@@ -102,24 +102,22 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
 
 
 @intrinsic
+def load_splat(typingctx: Any, array: Any, index: Any) -> Any:
+    """The vector with array[index] of a one-dimensional contiguous float32 array in every lane; nothing is checked."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return _broadcast(builder, builder.load(builder.gep(data, [args[1]])))
+
+    return lanes_type(array, types.intp), generate
+
+
+@intrinsic
 def store(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
     """array[index : index + LANES] = value."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         builder.store(args[2], _pointer(context, builder, signature.args[0], args[0], args[1]), align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, lanes_type), generate
-
-
-@intrinsic
-def store_integers(typingctx: Any, array: Any, index: Any, value: Any) -> Any:
-    """array[index : index + LANES] = value, of a contiguous int32 array, for whole numbers that int32 holds."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        pointer = builder.bitcast(builder.gep(data, [args[1]]), _INTEGERS.as_pointer())
-        builder.store(builder.fptosi(args[2], _INTEGERS), pointer, align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, lanes_type), generate
@@ -163,12 +161,18 @@ def splat(typingctx: Any, value: Any) -> Any:
     return lanes_type(types.float32), lambda context, builder, signature, args: _broadcast(builder, args[0])
 
 
-@intrinsic
-def ramp(typingctx: Any) -> Any:
-    """The vector 0, 1, 2, ..."""
-    return lanes_type(), lambda context, builder, signature, args: ir.Constant(
-        _FLOATS, [float(i) for i in range(LANES)]
-    )
+def constant(*values: float) -> Any:
+    """A function that returns the vector of these LANES numbers."""
+
+    @intrinsic
+    def function(typingctx: Any) -> Any:
+        return lanes_type(), lambda context, builder, signature, args: ir.Constant(_FLOATS, [float(v) for v in values])
+
+    return function
+
+
+ramp = constant(*range(LANES))
+"""The vector 0, 1, 2, ..."""
 
 
 # numba compares an overload's signature with that of what it returns, annotations included: overloads have none
@@ -249,6 +253,20 @@ def magnitude(typingctx: Any, value: Any) -> Any:
     )
 
 
+@intrinsic
+def negative(typingctx: Any, value: Any) -> Any:
+    """The value with the other sign."""
+    return lanes_type(lanes_type), lambda context, builder, signature, args: builder.fneg(*args)
+
+
+@intrinsic
+def multiply_add(typingctx: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c in one instruction where there is one, even where a * b is also needed by itself."""
+    return lanes_type(lanes_type, lanes_type, lanes_type), lambda context, builder, signature, args: _call(
+        builder, f"llvm.fmuladd.v{LANES}f32", _FLOATS, *args
+    )
+
+
 def _of_one(name: str) -> Any:
     """An instruction on a vector or on one float. (math.floor and math.ceil are calls: around them a kernel puts all its
     vectors to memory.)"""
@@ -286,6 +304,13 @@ def maximum(typingctx: Any, a: Any, b: Any) -> Any:
     return lanes_type(lanes_type, lanes_type), generate
 
 
+def _halves(builder: Any, vector: Any, width: int) -> tuple[Any, Any]:
+    """The lower and the upper ``width`` lanes of a vector of twice as many."""
+    nothing, indices = ir.Constant(vector.type, ir.Undefined), ir.VectorType(ir.IntType(32), width)
+    low, high = (ir.Constant(indices, list(range(first, first + width))) for first in (0, width))
+    return builder.shuffle_vector(vector, nothing, low), builder.shuffle_vector(vector, nothing, high)
+
+
 @intrinsic
 def lane_sum(typingctx: Any, value: Any) -> Any:
     """Sum of the lanes, as a tree: always in the same order."""
@@ -294,52 +319,96 @@ def lane_sum(typingctx: Any, value: Any) -> Any:
         vector, width = args[0], LANES
         while width > 1:
             width //= 2
-            indices = ir.VectorType(ir.IntType(32), width)
-            nothing = ir.Constant(vector.type, ir.Undefined)
-            low = builder.shuffle_vector(vector, nothing, ir.Constant(indices, list(range(width))))
-            high = builder.shuffle_vector(vector, nothing, ir.Constant(indices, list(range(width, 2 * width))))
-            vector = builder.fadd(low, high)
+            vector = builder.fadd(*_halves(builder, vector, width))
         return builder.extract_element(vector, ir.IntType(32)(0))
 
     return types.float32(lanes_type), generate
 
 
 @intrinsic
-def _round(typingctx: Any, value: Any) -> Any:
-    return lanes_type(lanes_type), lambda context, builder, signature, args: _call(
-        builder, f"llvm.rint.v{LANES}f32", _FLOATS, *args
-    )
+def range_bits(typingctx: Any, start: Any, stop: Any) -> Any:
+    """64 bits, 16 for lanes 0, 4, 8, 12 (the lowest), 16 for lanes 1, 5, 9, 13, and so on: those from ``start`` to before
+    ``stop`` of any of the four lanes. The numbers are cut to whole ones in 0..16, stop >= start."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        one = ir.Constant(_INTEGERS, [1] * LANES)
+        low, high = (builder.shl(one, builder.fptosi(value, _INTEGERS)) for value in args)
+        bits, width = builder.sub(high, low), LANES
+        while width > 4:
+            width //= 2
+            bits = builder.or_(*_halves(builder, bits, width))
+        return builder.bitcast(builder.trunc(bits, ir.VectorType(ir.IntType(16), 4)), ir.IntType(64))
+
+    return types.uint64(lanes_type, lanes_type), generate
 
 
 @intrinsic
-def _power_of_two(typingctx: Any, whole: Any) -> Any:
-    """2^whole for whole numbers in -126..127: the number as the exponent bits of a float."""
+def lowest_bit(typingctx: Any, bits: Any) -> Any:
+    """The place of the lowest bit that is set (of some)."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        integers = builder.fptosi(args[0], _INTEGERS)
-        biased = builder.add(integers, ir.Constant(_INTEGERS, [127] * LANES))
-        return builder.bitcast(builder.shl(biased, ir.Constant(_INTEGERS, [23] * LANES)), _FLOATS)
+        return _call(builder, "llvm.cttz.i64", ir.IntType(64), args[0], ir.IntType(1)(1))
+
+    return types.int64(types.uint64), generate
+
+
+def _exp2_polynomial(degree: int) -> list[float]:
+    """Coefficients of the polynomial through 2^x at the Chebyshev nodes of [-1/2, 1/2], constant first."""
+    fit = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, degree, domain=[-0.5, 0.5])
+    return [float(np.float32(c)) for c in fit.convert(kind=np.polynomial.Polynomial).coef]
+
+
+_POLYNOMIAL = _exp2_polynomial(5)
+_LOWEST_EXPONENT = -126.0
+
+
+@intrinsic
+def exp2(typingctx: Any, x: Any) -> Any:
+    """2^x for x <= 127 with a relative error below 3e-7; below -126 it is 2^-126 or less."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        # what is compiled for, as numba's cache has it too
+        has_scaling = "+avx512dq" in context.codegen().magic_tuple()[2]
+        x = args[0] if has_scaling else _at_least(builder, args[0], _LOWEST_EXPONENT)
+        if has_scaling:
+            part = _avx512(builder, "reduce", x, ir.IntType(32)(_NEAREST))
+            whole = builder.fsub(x, part)
+        else:
+            whole = _call(builder, f"llvm.rint.v{LANES}f32", _FLOATS, x)
+            part = builder.fsub(x, whole)
+        power: Any = ir.Constant(_FLOATS, [_POLYNOMIAL[-1]] * LANES)
+        for c in _POLYNOMIAL[-2::-1]:
+            product = builder.fmul(power, part, flags=_RELAXED)
+            power = builder.fadd(product, ir.Constant(_FLOATS, [c] * LANES), flags=_RELAXED)
+        return _avx512(builder, "scalef", power, whole) if has_scaling else _scaled(builder, power, whole)
 
     return lanes_type(lanes_type), generate
 
 
-def _exp2_polynomial(degree: int) -> tuple[np.float32, ...]:
-    """Coefficients of the polynomial through 2^x at the Chebyshev nodes of [-1/2, 1/2], constant first."""
-    fit = np.polynomial.chebyshev.Chebyshev.interpolate(np.exp2, degree, domain=[-0.5, 0.5])
-    return tuple(np.float32(c) for c in fit.convert(kind=np.polynomial.Polynomial).coef)
+_NEAREST = 8
+"""Of ``vreduceps``: what is left of the nearest whole number, without exceptions."""
 
 
-_P0, _P1, _P2, _P3, _P4, _P5 = _exp2_polynomial(5)
+def _avx512(builder: Any, name: str, *args: Any) -> Any:
+    """An instruction on all lanes, rounding as usual."""
+    lanes, rounding = ir.IntType(LANES)(-1), ir.IntType(32)(4)
+    return _call(
+        builder,
+        f"llvm.x86.avx512.mask.{name}.ps.512",
+        _FLOATS,
+        *args,
+        ir.Constant(_FLOATS, ir.Undefined),
+        lanes,
+        rounding,
+    )
 
 
-_LOWEST_EXPONENT = np.float32(-126.0)
+def _at_least(builder: Any, value: Any, bound: float) -> Any:
+    bounds = ir.Constant(_FLOATS, [bound] * LANES)
+    return builder.select(builder.fcmp_ordered(">", value, bounds), value, bounds)
 
 
-@kernel
-def exp2(x: Lanes) -> Lanes:
-    """2^x for x <= 127 with a relative error below 3e-7; below -126 it stays at 2^-126."""
-    x = maximum(x, splat(_LOWEST_EXPONENT))
-    whole = _round(x)
-    part = x - whole
-    polynomial = ((((_P5 * part + _P4) * part + _P3) * part + _P2) * part + _P1) * part + _P0
-    return polynomial * _power_of_two(whole)
+def _scaled(builder: Any, value: Any, whole: Any) -> Any:
+    """value x 2^whole for whole numbers in -126..127: the number as the exponent bits of a float."""
+    biased = builder.add(builder.fptosi(whole, _INTEGERS), ir.Constant(_INTEGERS, [127] * LANES))
+    return builder.fmul(value, builder.bitcast(builder.shl(biased, ir.Constant(_INTEGERS, [23] * LANES)), _FLOATS))

@@ -6,32 +6,37 @@ import numpy as np
 from jaxtyping import Float32, Int32, Int64
 from numba import prange
 
+from gags.rasterize._blocks import (
+    CHUNK_SPLATS,
+    N_CENTERS,
+    PLANE,
+    aligned_zeros,
+    attenuate,
+    bell,
+    blocks_above,
+    falloff,
+    find_blocks,
+    open_tile,
+    pixel_of,
+    set_centers,
+)
 from gags.rasterize._simd import (
     LANES,
     TAKERS,
     any_lane,
     kernel,
     load,
+    lowest_bit,
     parallel_kernel,
-    prefetch,
     select,
     splat,
     store,
     take_next,
 )
-from gags.rasterize._splatting import (
-    CHECK_EVERY,
-    FETCH_AHEAD,
-    PLANE,
-    STRIDE,
-    attenuate,
-    falloff,
-    open_rows_of,
-    open_tile,
-)
-from gags.rasterize._tiles import MEAN_Y, TILE_HEIGHT, TILE_WIDTH, row_range, row_spans
+from gags.rasterize._tiles import TILE_HEIGHT, TILE_WIDTH
 
-_HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
+_ONE, _ZERO = np.float32(1.0), np.float32(0.0)
+_NO_BLOCK, _ONE_BLOCK = np.uint64(0), np.uint64(1)
 _ROWS = 256
 
 
@@ -66,7 +71,8 @@ def _insert(
 
 @kernel
 def _walk_tile(
-    state: Float32[np.ndarray, " plane_float"],
+    transmittance: Float32[np.ndarray, " plane_float"],
+    counted: Float32[np.ndarray, " plane_float"],
     ends: Int64[np.ndarray, " plane_pixel"],
     starts: Int64[np.ndarray, " row_bound"],
     ids: Int32[np.ndarray, " entry"],
@@ -74,45 +80,42 @@ def _walk_tile(
     order: Int32[np.ndarray, " splat"],
     splats: Float32[np.ndarray, "splat column"],
     ranks: Int32[np.ndarray, " tile_entry"],
-    rectangle: tuple[int, int, int, int],
+    corner: tuple[int, int],
     width: int,
     floor: float,
 ) -> None:
-    """Blend a tile's weights only. If ``ids`` is empty, count a pixel's entries in plane 1 of ``state``; else write
-    them, ``ends`` being where each pixel's list ends."""
-    left, top, right, bottom = rectangle
-    open_rows = np.ones(TILE_HEIGHT, np.bool_)
-    spans = np.empty(2 * TILE_HEIGHT, np.int32)
-    row_weights = np.empty(LANES, np.float32)
-    zero, one = splat(_ZERO), splat(_ONE)
-    for k in range(ranks.shape[0]):
-        if k % CHECK_EVERY == CHECK_EVERY - 1 and not open_rows_of(state, open_rows):
+    """Blend a tile's weights only. If ``ids`` is empty, count a pixel's entries; else write them, ``ends`` being where
+    each pixel's list ends."""
+    left, top = corner
+    centers, reached = aligned_zeros(N_CENTERS), np.empty(CHUNK_SPLATS, np.uint64)
+    set_centers(centers, left, top)
+    block_weights, zero, one = np.empty(LANES, np.float32), splat(_ZERO), splat(_ONE)
+    first = 0
+    while first < ranks.shape[0]:
+        is_open = blocks_above(transmittance, _ZERO)
+        if is_open == _NO_BLOCK:
             break
-        prefetch(splats, ranks[min(k + FETCH_AHEAD, ranks.shape[0] - 1)])
-        s = splats[ranks[k]]
-        first_row, stop_row = row_range(s, bottom)
-        row_spans(s, top, left, right, spans)
-        for y in range(max(first_row, top), stop_row):
-            if not open_rows[y - top]:
-                continue
-            dy = np.float32(y) + _HALF - s[MEAN_Y]
-            x, stop = int(spans[y - top]), int(spans[TILE_HEIGHT + y - top])
-            while x < stop:
-                at = (y - top) * STRIDE + x - left
-                weight = attenuate(state, at, falloff(s, x, dy)[1])[1]
-                kept = weight > floor
+        stop = find_blocks(reached, splats, splats, ranks, first, corner, is_open)
+        for k in range(first, stop):
+            gaussian, shape, blocks = order[ranks[k]], bell(splats, ranks[k]), reached[k - first]
+            while blocks != _NO_BLOCK:
+                block = lowest_bit(blocks)
+                blocks &= blocks - _ONE_BLOCK
+                weight = attenuate(transmittance, block, falloff(shape, centers, block)[2])
+                kept, at = weight > floor, block * LANES
                 if ids.size == 0:
-                    store(state, at + PLANE, load(state, at + PLANE) + select(kept, one, zero))
+                    store(counted, at, load(counted, at) + select(kept, one, zero))
                 elif any_lane(kept):
-                    store(row_weights, 0, select(kept, weight, zero))
-                    for lane in range(min(LANES, stop - x)):
-                        if row_weights[lane] > _ZERO:
-                            pixel = y * width + x + lane
+                    store(block_weights, 0, select(kept, weight, zero))
+                    for lane in range(LANES):
+                        if block_weights[lane] > _ZERO:
+                            column, row = pixel_of(block, lane)
+                            pixel = (top + row) * width + left + column
                             ends[at + lane] = _insert(
                                 ids, weights, starts[pixel], ends[at + lane], starts[pixel + 1],
-                                order[ranks[k]], row_weights[lane],
+                                gaussian, block_weights[lane],
                             )  # fmt: skip
-                x += LANES
+        first = stop
 
 
 @parallel_kernel
@@ -133,23 +136,24 @@ def walk(
     n_tiles, counter = tile_starts.shape[0] - 1, np.zeros(1, np.int64)
     for _ in prange(TAKERS):
         tile = take_next(counter)
+        transmittance, counted = aligned_zeros(PLANE), aligned_zeros(PLANE)
+        ends = np.empty(PLANE, np.int64)
         while tile < n_tiles:
             left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
-            right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
-            state, ends = np.zeros(2 * PLANE, np.float32), np.zeros(PLANE, np.int64)
-            open_tile(state, left, top, right, bottom)
-            if ids.size > 0:
-                for y in range(top, bottom):
-                    for x in range(left, right):
-                        ends[(y - top) * STRIDE + x - left] = starts[y * width + x]
+            open_tile(transmittance, width - left, height - top)
+            counted[:] = _ZERO
+            for at in range(PLANE if ids.size > 0 else 0):
+                column, row = pixel_of(at // LANES, at % LANES)
+                if left + column < width and top + row < height:
+                    ends[at] = starts[(top + row) * width + left + column]
             _walk_tile(
-                state, ends, starts, ids, weights, order, splats,
-                ranks[tile_starts[tile] : tile_starts[tile + 1]], (left, top, right, bottom), width, floor,
+                transmittance, counted, ends, starts, ids, weights, order, splats,
+                ranks[tile_starts[tile] : tile_starts[tile + 1]], (left, top), width, floor,
             )  # fmt: skip
-            if ids.size == 0:
-                for y in range(top, bottom):
-                    for x in range(left, right):
-                        counts[y, x] = state[PLANE + (y - top) * STRIDE + x - left]
+            for at in range(PLANE if ids.size == 0 else 0):
+                column, row = pixel_of(at // LANES, at % LANES)
+                if left + column < width and top + row < height:
+                    counts[top + row, left + column] = counted[at]
             tile = take_next(counter)
 
 

@@ -1,13 +1,9 @@
 """Alpha blending of depth-sorted splats, tile by tile, in numba: forward and gradients.
 
-Per pixel, front to back, with alpha_i = min(0.999, opacity_i exp(-sigma_i)), skipped below 1/255 (Kerbl et al. 2023,
-eq. 2-3, constants of gsplat 1.5.3): weight_i = alpha_i T_i, T_{i+1} = T_i (1 - alpha_i); a pixel is finished by the
-splat that would take T to 1e-4 or less, and that splat is not drawn. Output: sum_i weight_i colour_i, and the T that is
-left.
-
-A tile keeps its pixels as planes of float32 (transmittance, then channels) with LANES spare columns at the right, so
-that a vector may begin at any pixel. A finished pixel has its transmittance negated: nothing can be drawn there any
-more. The spare columns and what lies outside the image start finished.
+Output: sum_i weight_i colour_i of ``_blocks``, and the transmittance that is left. A tile keeps its pixels block by block, a
+vector a quantity. Splats are drawn in chunks: first looked for, then weighed, each on all its blocks. A few channels are
+added at once, a vector a channel; of more, a block's weights wait until it is its turn, and the channels are vectors, one
+pixel after the other.
 """
 
 from __future__ import annotations
@@ -15,174 +11,241 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, Int64
+from jaxtyping import Float32, Int32, Int64, UInt32, UInt64
 from numba import prange
 
-from gags.rasterize._projection import ALPHA_CUT, CHUNK
+from gags.rasterize._blocks import (
+    ALPHA_MAX,
+    BELOW_CUT,
+    BLOCK_SIDE,
+    CHUNK_SPLATS,
+    N_BLOCKS,
+    N_CENTERS,
+    PLANE,
+    aligned_zeros,
+    attenuate,
+    bell,
+    blocks_above,
+    falloff,
+    find_blocks,
+    open_tile,
+    pixels_inside,
+    set_centers,
+)
+from gags.rasterize._projection import CHUNK
 from gags.rasterize._simd import (
     LANES,
     TAKERS,
     Lanes,
-    Mask,
     any_lane,
-    exp2,
     kernel,
     lane_sum,
     load,
+    load_splat,
+    lowest_bit,
     magnitude,
     minimum,
     parallel_kernel,
-    prefetch,
-    ramp,
     select,
     splat,
     store,
     take_next,
 )
-from gags.rasterize._tiles import (
-    LOG2_OPACITY,
-    MEAN_X,
-    MEAN_Y,
-    TILE_HEIGHT,
-    TILE_WIDTH,
-    XX,
-    XY,
-    YY,
-    row_range,
-    row_spans,
-)
+from gags.rasterize._tiles import TILE_HEIGHT, TILE_WIDTH
 
-STRIDE = TILE_WIDTH + LANES
-"""Floats in a row of a tile's plane."""
-PLANE = TILE_HEIGHT * STRIDE + LANES
-"""Floats in a tile's plane: an odd number of vectors, so that one pixel's channels spread over all sets of the cache."""
 N_MOMENTS = 8
 """Leading columns of a gradient record: sums over a splat's pixels in a tile of g, g dx, g dy, g dx^2, g dx dy, g dy^2
 (g = dL/dsigma), |dL/dx|, |dL/dy|."""
+FEW_CHANNELS = 4
+"""So many are added where they are drawn."""
+_GROUP = 8
+"""Of more channels, a vector of them is added to so many pixels in one go: sums that stay in registers."""
 
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
-BELOW_CUT = np.float32(np.nextafter(np.float32(ALPHA_CUT), np.float32(0.0)))
-# alpha > the float before 1/255 is alpha >= 1/255
-ALPHA_MAX = np.float32(0.999)
-T_STOP = np.float32(1e-4)
+_NO_BLOCK, _ONE_BLOCK = np.uint64(0), np.uint64(1)
 _NOTHING_DRAWN = np.float32(-1.0)
 _LN2 = math.log(2.0)
-CHECK_EVERY = 32
-FETCH_AHEAD = 4
-"""Splats between the one that is drawn and the one that is asked for: neighbours in a tile's list are not in memory."""
-_FEW_CHANNELS = 4
 
 
 @kernel
-def open_tile(state: Float32[np.ndarray, " plane_float"], left: int, top: int, right: int, bottom: int) -> None:
-    """Set the plane at the start of ``state`` to 1 inside the image, to -1 (finished) elsewhere."""
-    state[:PLANE] = -1.0
-    for y in range(bottom - top):
-        for x in range(right - left):
-            state[y * STRIDE + x] = 1.0
+def _add(
+    shades: Float32[np.ndarray, " shade_float"],
+    at: int,
+    colors: Float32[np.ndarray, " color_float"],
+    channel: int,
+    weight: Lanes,
+) -> None:
+    store(shades, at, load(shades, at) + weight * load_splat(colors, channel))
 
 
 @kernel
-def _row_is_open(state: Float32[np.ndarray, " plane_float"], row: int) -> bool:
-    """Whether a pixel of the row (of the tile) can still be drawn on."""
-    is_open = False
-    for j in range(row * STRIDE, row * STRIDE + TILE_WIDTH, LANES):
-        is_open |= any_lane(load(state, j) > _ZERO)
-    return is_open
+def _draw_few(
+    shades: Float32[np.ndarray, " shade_float"],
+    at: int,
+    colors: Float32[np.ndarray, " color_float"],
+    row: int,
+    n_channels: int,
+    weight: Lanes,
+) -> None:
+    """Add a splat to the channels of a block. A loop over three would take longer than what is in it."""
+    _add(shades, at, colors, row, weight)
+    if n_channels > 1:
+        _add(shades, at + LANES, colors, row + 1, weight)
+    if n_channels > 2:
+        _add(shades, at + 2 * LANES, colors, row + 2, weight)
+    if n_channels > 3:
+        _add(shades, at + 3 * LANES, colors, row + 3, weight)
 
 
 @kernel
-def falloff(s: Float32[np.ndarray, " column"], x: int, dy: float) -> tuple[Lanes, Lanes]:
-    """(dx, opacity x exp(-sigma)) of splat ``s`` at LANES pixels from column x on, on the row at dy from its mean."""
-    dx = ramp() + (np.float32(x) + _HALF - s[MEAN_X])
-    return dx, exp2((s[XX] * dx + s[XY] * dy) * dx + (s[YY] * dy * dy + s[LOG2_OPACITY]))
+def _draw_group(
+    shades: Float32[np.ndarray, " shade_float"],
+    at: int,
+    stride: int,
+    colors: Float32[np.ndarray, " color_float"],
+    channel: int,
+    weights: Float32[np.ndarray, " weight"],
+    lane: int,
+    rows: UInt32[np.ndarray, " waiting"],
+    first: int,
+    stop: int,
+) -> None:
+    """Add the splats that wait at first:stop to LANES channels of _GROUP pixels, from a channel and a lane on."""
+    p0 = load(shades, at)
+    p1 = load(shades, at + stride)
+    p2 = load(shades, at + 2 * stride)
+    p3 = load(shades, at + 3 * stride)
+    p4 = load(shades, at + 4 * stride)
+    p5 = load(shades, at + 5 * stride)
+    p6 = load(shades, at + 6 * stride)
+    p7 = load(shades, at + 7 * stride)
+    for entry in range(first, stop):
+        color, weight = load(colors, np.int64(rows[entry]) + channel), entry * LANES + lane
+        p0 = p0 + color * load_splat(weights, weight)
+        p1 = p1 + color * load_splat(weights, weight + 1)
+        p2 = p2 + color * load_splat(weights, weight + 2)
+        p3 = p3 + color * load_splat(weights, weight + 3)
+        p4 = p4 + color * load_splat(weights, weight + 4)
+        p5 = p5 + color * load_splat(weights, weight + 5)
+        p6 = p6 + color * load_splat(weights, weight + 6)
+        p7 = p7 + color * load_splat(weights, weight + 7)
+    store(shades, at, p0)
+    store(shades, at + stride, p1)
+    store(shades, at + 2 * stride, p2)
+    store(shades, at + 3 * stride, p3)
+    store(shades, at + 4 * stride, p4)
+    store(shades, at + 5 * stride, p5)
+    store(shades, at + 6 * stride, p6)
+    store(shades, at + 7 * stride, p7)
 
 
 @kernel
-def attenuate(state: Float32[np.ndarray, " plane_float"], at: int, unclamped: Lanes) -> tuple[Mask, Lanes]:
-    """(where the splat is drawn, its weight alpha x T, 0 elsewhere); the transmittances at ``at`` go behind the
-    splat."""
-    alpha = minimum(unclamped, splat(ALPHA_MAX))
-    before = load(state, at)
-    weight = alpha * before
-    after = before - weight
-    seen = alpha > BELOW_CUT
-    drawn = seen & (after > T_STOP)
-    store(state, at, select(drawn, after, select(seen, splat(_ZERO) - magnitude(before), before)))
-    return drawn, select(drawn, weight, splat(_ZERO))
-
-
-@kernel
-def open_rows_of(state: Float32[np.ndarray, " plane_float"], open_rows: Bool[np.ndarray, " row"]) -> bool:
-    """Note which rows of a tile can still be drawn on; return whether any can."""
-    any_open = False
-    for row in range(TILE_HEIGHT):
-        open_rows[row] = _row_is_open(state, row)
-        any_open |= open_rows[row]
-    return any_open
-
-
-@kernel
-def _add(state: Float32[np.ndarray, " plane_float"], at: int, value: Lanes) -> None:
-    store(state, at, load(state, at) + value)
+def _draw_waiting(
+    shades: Float32[np.ndarray, " shade_float"],
+    colors: Float32[np.ndarray, " color_float"],
+    n_channels: int,
+    weights: Float32[np.ndarray, " weight"],
+    rows: UInt32[np.ndarray, " waiting"],
+    counts: Int64[np.ndarray, " block"],
+) -> None:
+    """Add what waits for each block to all its channels."""
+    for block in range(N_BLOCKS):
+        first, stop = block * CHUNK_SPLATS, block * CHUNK_SPLATS + counts[block]
+        for channel in range(0, n_channels if stop > first else 0, LANES):
+            for lane in range(0, LANES, _GROUP):
+                at = (block * LANES + lane) * n_channels + channel
+                _draw_group(shades, at, n_channels, colors, channel, weights, lane, rows, first, stop)
+        counts[block] = 0
 
 
 @kernel
 def _blend_tile(
-    state: Float32[np.ndarray, " plane_float"],
-    last_drawn: Float32[np.ndarray, " plane_float"],
+    planes: tuple[
+        Float32[np.ndarray, " plane_float"], Float32[np.ndarray, " plane_float"], Float32[np.ndarray, " shade_float"]
+    ],
+    waiting: tuple[Float32[np.ndarray, " weight"], UInt32[np.ndarray, " waiting"], Int64[np.ndarray, " block"]],
     splats: Float32[np.ndarray, "splat column"],
     colors: Float32[np.ndarray, "splat channel"],
     ranks: Int32[np.ndarray, " entry"],
     left: int,
     top: int,
-    right: int,
-    bottom: int,
 ) -> None:
-    """Blend the splats of one tile into ``state``: plane 0 transmittance, then a plane a channel; note each pixel's
-    last splat, unless ``last_drawn`` is empty."""
+    """Blend the splats of one tile into ``planes``: transmittance, each pixel's last splat (empty: not noted), channels.
+
+    ``waiting`` holds weights, where their colours begin, CHUNK_SPLATS of each block, and how many they are; nothing if
+    there are few channels.
+    """
+    transmittance, last_drawn, shades = planes
+    weights, rows, counts = waiting
     n_channels = colors.shape[1]
-    # to ask whether anything is drawn takes longer than to add nothing to a few channels
-    is_rgb, is_wide, notes_last = n_channels == 3, n_channels > _FEW_CHANNELS, last_drawn.size > 0
-    open_rows = np.ones(TILE_HEIGHT, np.bool_)
-    spans = np.empty(2 * TILE_HEIGHT, np.int32)
-    for k in range(ranks.shape[0]):
-        if k % CHECK_EVERY == CHECK_EVERY - 1 and not open_rows_of(state, open_rows):
+    flat, is_few, notes_last = colors.reshape(-1), n_channels <= FEW_CHANNELS, last_drawn.size > 0
+    centers, reached = aligned_zeros(N_CENTERS), np.empty(CHUNK_SPLATS, np.uint64)
+    set_centers(centers, left, top)
+    first = 0
+    while first < ranks.shape[0]:
+        is_open = blocks_above(transmittance, _ZERO)
+        if is_open == _NO_BLOCK:
             break
-        later = ranks[min(k + FETCH_AHEAD, ranks.shape[0] - 1)]
-        prefetch(splats, later)
-        prefetch(colors, later)
-        s, color = splats[ranks[k]], colors[ranks[k]]
-        first_row, stop_row = row_range(s, bottom)
-        row_spans(s, top, left, right, spans)
-        index = splat(np.float32(k))
-        for y in range(max(first_row, top), stop_row):
-            if not open_rows[y - top]:
-                continue
-            dy = np.float32(y) + _HALF - s[MEAN_Y]
-            x, stop = int(spans[y - top]), int(spans[TILE_HEIGHT + y - top])
-            while x < stop:
-                at = (y - top) * STRIDE + x - left
-                drawn, weight = attenuate(state, at, falloff(s, x, dy)[1])
-                x += LANES
-                if is_wide and not any_lane(drawn):
-                    continue
+        stop = find_blocks(reached, splats, colors, ranks, first, (left, top), is_open)
+        for k in range(first, stop):
+            rank, blocks = ranks[k], reached[k - first]
+            shape, row, index = bell(splats, rank), np.int64(rank) * n_channels, splat(np.float32(k))
+            while blocks != _NO_BLOCK:
+                block = lowest_bit(blocks)
+                blocks &= blocks - _ONE_BLOCK
+                weight = attenuate(transmittance, block, falloff(shape, centers, block)[2])
                 if notes_last:
-                    store(last_drawn, at, select(drawn, index, load(last_drawn, at)))
-                if is_rgb:
-                    # a loop over three takes longer than what is in it
-                    _add(state, at + PLANE, weight * color[0])
-                    _add(state, at + 2 * PLANE, weight * color[1])
-                    _add(state, at + 3 * PLANE, weight * color[2])
+                    at = block * LANES
+                    store(last_drawn, at, select(weight > _ZERO, index, load(last_drawn, at)))
+                if is_few:
+                    _draw_few(shades, block * n_channels * LANES, flat, row, n_channels, weight)
                 else:
-                    for channel in range(n_channels):
-                        _add(state, at + (channel + 1) * PLANE, weight * color[channel])
+                    # what is drawn nowhere is written, but not counted: quicker than to ask
+                    entry = block * CHUNK_SPLATS + counts[block]
+                    store(weights, entry * LANES, weight)
+                    rows[entry] = row
+                    counts[block] += any_lane(weight > _ZERO)
+        if not is_few:
+            _draw_waiting(shades, flat, n_channels, weights, rows, counts)
+        first = stop
+
+
+@kernel
+def _write_tile(
+    image: Float32[np.ndarray, "height width channel"],
+    transmittance: Float32[np.ndarray, "height width"],
+    last_drawn: Float32[np.ndarray, "height width"],
+    planes: tuple[
+        Float32[np.ndarray, " plane_float"], Float32[np.ndarray, " plane_float"], Float32[np.ndarray, " shade_float"]
+    ],
+    left: int,
+    top: int,
+) -> None:
+    """Copy a tile's shades, transmittances and last splats to their places in the picture."""
+    tile_transmittance, tile_last, shades = planes
+    height, width, n_channels = image.shape
+    values, transmittances, positions = image.reshape(-1), transmittance.reshape(-1), last_drawn.reshape(-1)
+    n, n_padded = np.uint64(n_channels), shades.shape[0] // PLANE
+    pixel_step, channel_step = (1, LANES) if n_channels <= FEW_CHANNELS else (n_padded, 1)
+    for block in range(N_BLOCKS):
+        first, across, down = pixels_inside(block, left, top, width, height)
+        for row in range(down):
+            for column in range(across):
+                pixel, lane = first + row * np.uint64(width) + column, row * np.uint64(BLOCK_SIDE) + column
+                at = np.uint64(block * LANES) + lane
+                transmittances[pixel] = abs(tile_transmittance[at])
+                if tile_last.size > 0:
+                    positions[pixel] = tile_last[at]
+                shade = np.uint64(block * n_padded * LANES) + lane * np.uint64(pixel_step)
+                for channel in range(n):
+                    values[pixel * n + channel] = shades[shade + channel * np.uint64(channel_step)]
 
 
 @parallel_kernel
 def blend(
     splats: Float32[np.ndarray, "splat column"],
-    colors: Float32[np.ndarray, "splat channel"],
+    colors: Float32[np.ndarray, "splat padded_channel"],
+    n_channels: int,
     starts: Int64[np.ndarray, " tile_bound"],
     ranks: Int32[np.ndarray, " entry"],
     size: tuple[int, int],
@@ -194,11 +257,11 @@ def blend(
 ]:
     """(image [height, width, channel], transmittance [height, width], last drawn [height, width]) of packed splats.
 
-    colors [splat, channel] in the order of ``splats``; ``last drawn`` is the position in the tile's list, -1 for none,
-    [0, 0] unless it is needed (for gradients).
+    colors [splat, channel] in the order of ``splats``, ``padded`` columns; ``last drawn`` is the position in the tile's
+    list, -1 for none, [0, 0] unless it is needed (for gradients).
     """
     width, height = size
-    n_channels = colors.shape[1]
+    n_padded = colors.shape[1]
     tiles_across = (width + TILE_WIDTH - 1) // TILE_WIDTH
     image = np.empty((height, width, n_channels), np.float32)
     transmittance = np.empty((height, width), np.float32)
@@ -206,28 +269,38 @@ def blend(
     n_tiles, counter = starts.shape[0] - 1, np.zeros(1, np.int64)
     for _ in prange(TAKERS):
         tile = take_next(counter)
-        while tile < n_tiles:
-            left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
-            right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
-            state = np.zeros((n_channels + 1) * PLANE, np.float32)
-            last = np.full(PLANE if needs_last else 0, _NOTHING_DRAWN, np.float32)
-            open_tile(state, left, top, right, bottom)
-            _blend_tile(state, last, splats, colors, ranks[starts[tile] : starts[tile + 1]], left, top, right, bottom)
-            for y in range(top, bottom):
-                for x in range(left, right):
-                    at = (y - top) * STRIDE + x - left
-                    transmittance[y, x] = abs(state[at])
-                    if needs_last:
-                        last_drawn[y, x] = last[at]
-                    for channel in range(n_channels):
-                        image[y, x, channel] = state[(channel + 1) * PLANE + at]
-            tile = take_next(counter)
+        if tile < n_tiles:
+            planes = (
+                aligned_zeros(PLANE),
+                aligned_zeros(PLANE if needs_last else 0),
+                aligned_zeros(n_padded * PLANE),
+            )
+            n_waiting = N_BLOCKS * CHUNK_SPLATS if n_padded > FEW_CHANNELS else 0
+            waiting = (
+                aligned_zeros(n_waiting * LANES),
+                np.empty(n_waiting, np.uint32),
+                np.zeros(N_BLOCKS, np.int64),
+            )
+            while tile < n_tiles:
+                left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
+                open_tile(planes[0], width - left, height - top)
+                planes[1][:] = _NOTHING_DRAWN
+                planes[2][:] = _ZERO
+                _blend_tile(planes, waiting, splats, colors, ranks[starts[tile] : starts[tile + 1]], left, top)
+                _write_tile(image, transmittance, last_drawn, planes, left, top)
+                tile = take_next(counter)
     return image, transmittance, last_drawn
+
+
+def padded(n_channels: int) -> int:
+    """Columns of the colours that ``blend`` takes."""
+    return n_channels if n_channels <= FEW_CHANNELS else -(-n_channels // LANES) * LANES
 
 
 @kernel
 def _close_record(
-    record: Float32[np.ndarray, " column"],
+    records: Float32[np.ndarray, "entry column"],
+    slot: int,
     sums: tuple[Lanes, ...],
     absolute: tuple[Lanes, Lanes],
     gradient: Float32[np.ndarray, " channel_lane"],
@@ -235,112 +308,166 @@ def _close_record(
 ) -> None:
     """Sum the lanes of one splat's accumulators into its record."""
     for j in range(6):
-        record[j] = lane_sum(sums[j])
-    record[6], record[7] = lane_sum(absolute[0]), lane_sum(absolute[1])
+        records[slot, j] = lane_sum(sums[j])
+    records[slot, 6], records[slot, 7] = lane_sum(absolute[0]), lane_sum(absolute[1])
     for channel in range(n_channels):
-        record[N_MOMENTS + channel] = lane_sum(load(gradient, channel * LANES))
-
-
-@kernel
-def _deepest_of_rows(state: Float32[np.ndarray, " plane_float"], row_last: Int64[np.ndarray, " row"]) -> int:
-    """Write the position of the last splat drawn on each row of a tile (-1: none); return the last of all."""
-    deepest = -1
-    for row in range(TILE_HEIGHT):
-        row_last[row] = np.int64(np.max(state[2 * PLANE + row * STRIDE : 2 * PLANE + (row + 1) * STRIDE]))
-        deepest = max(deepest, row_last[row])
-    return deepest
+        records[slot, N_MOMENTS + channel] = lane_sum(load(gradient, channel * LANES))
 
 
 @kernel
 def _color_backward(
-    state: Float32[np.ndarray, " plane_float"],
-    plane: int,
-    color: Float32[np.ndarray, " channel"],
+    upstream: Float32[np.ndarray, " shade_float"],
+    at: int,
+    colors: Float32[np.ndarray, "splat padded_channel"],
+    rank: int,
     weight: Lanes,
     gradient: Float32[np.ndarray, " channel_lane"],
+    n_channels: int,
 ) -> Lanes:
-    """<colour, v> at LANES pixels, v the planes from ``plane`` on; weight x v is added to the colour's ``gradient``."""
+    """<colour, v> at the pixels of a block, v the channels from ``at`` on; weight x v is added to the ``gradient``."""
     shade = splat(_ZERO)
-    for channel in range(color.shape[0]):
-        v = load(state, plane)
-        shade = shade + v * color[channel]
+    for channel in range(n_channels):
+        v = load(upstream, at + channel * LANES)
+        shade = shade + v * colors[rank, channel]
         store(gradient, channel * LANES, load(gradient, channel * LANES) + weight * v)
-        plane += PLANE
     return shade
 
 
 @kernel
-def _blend_tile_backward(
-    state: Float32[np.ndarray, " plane_float"],
+def _chunk_backward(
+    planes: tuple[
+        Float32[np.ndarray, " plane_float"],
+        Float32[np.ndarray, " plane_float"],
+        Float32[np.ndarray, " plane_float"],
+        Float32[np.ndarray, " shade_float"],
+    ],
+    centers: Float32[np.ndarray, " center"],
+    reached: UInt64[np.ndarray, " entry"],
+    first: int,
+    stop: int,
     splats: Float32[np.ndarray, "splat column"],
-    colors: Float32[np.ndarray, "splat channel"],
+    colors: Float32[np.ndarray, "splat padded_channel"],
+    ranks: Int32[np.ndarray, " entry"],
+    slots: Int32[np.ndarray, " entry"],
+    records: Float32[np.ndarray, "entry column"],
+    gradient: Float32[np.ndarray, " channel_lane"],
+    absgrad: bool,
+) -> None:
+    """Take the splats first:stop of a tile's list off their blocks, the last one first, and write their records."""
+    transmittances, behinds, last_drawn, upstream = planes
+    n_channels, zero = upstream.shape[0] // PLANE, splat(_ZERO)
+    for k in range(stop - 1, first - 1, -1):
+        rank, blocks, before_position = ranks[k], reached[k - first], np.float32(k) - _HALF
+        shape = bell(splats, rank)
+        xx, xy, yy = shape[2], shape[3], shape[4]
+        g0 = gx = gy = gxx = gxy = gyy = ax = ay = zero
+        for channel in range(n_channels):
+            store(gradient, channel * LANES, zero)
+        while blocks != _NO_BLOCK:
+            block = lowest_bit(blocks)
+            blocks &= blocks - _ONE_BLOCK
+            at = block * LANES
+            dx, dy, unclamped = falloff(shape, centers, block)
+            alpha = minimum(unclamped, splat(ALPHA_MAX))
+            drawn = (alpha > BELOW_CUT) & (load(last_drawn, at) > before_position)
+            # to ask takes longer than a few channels
+            if n_channels <= FEW_CHANNELS or any_lane(drawn):
+                alpha = select(drawn, alpha, zero)
+                inverse = splat(_ONE) / (splat(_ONE) - alpha)
+                transmittance, behind = load(transmittances, at) * inverse, load(behinds, at)
+                weight = alpha * transmittance
+                shade = _color_backward(upstream, at * n_channels, colors, rank, weight, gradient, n_channels)
+                store(transmittances, at, transmittance)
+                store(behinds, at, behind + weight * shade)
+                # dL/dalpha = T shade - behind / (1 - alpha); dL/dsigma = -alpha dL/dalpha, none where clamped
+                g = select(unclamped > ALPHA_MAX, zero, alpha * (behind * inverse - transmittance * shade))
+                gdx, gdy = g * dx, g * dy
+                g0, gx, gy = g0 + g, gx + gdx, gy + gdy
+                gxx, gxy, gyy = gxx + gdx * dx, gxy + gdx * dy, gyy + gdy * dy
+                if absgrad:
+                    # up to the factor -log(2): dp/dx and dp/dy
+                    ax = ax + magnitude(gdx * (xx + xx) + gdy * xy)
+                    ay = ay + magnitude(gdx * xy + gdy * (yy + yy))
+        _close_record(records, slots[k], (g0, gx, gy, gxx, gxy, gyy), (ax, ay), gradient, n_channels)
+
+
+@kernel
+def _blend_tile_backward(
+    planes: tuple[
+        Float32[np.ndarray, " plane_float"],
+        Float32[np.ndarray, " plane_float"],
+        Float32[np.ndarray, " plane_float"],
+        Float32[np.ndarray, " shade_float"],
+    ],
+    splats: Float32[np.ndarray, "splat column"],
+    colors: Float32[np.ndarray, "splat padded_channel"],
     ranks: Int32[np.ndarray, " entry"],
     slots: Int32[np.ndarray, " entry"],
     records: Float32[np.ndarray, "entry column"],
     left: int,
     top: int,
-    right: int,
-    bottom: int,
     absgrad: bool,
 ) -> None:
     """Go through a tile's splats from back to front and write their records.
 
-    ``state`` holds four kinds of planes: transmittance behind the current splat; what lies behind it, sum_j>i weight_j
-    <colour_j, v> + T_end <dL/dT_end>; the last drawn splat; then v = dL/dcolour, a plane a channel.
+    ``planes``: transmittance behind the current splat; what lies behind it, sum_j>i weight_j <colour_j, v> + T_end
+    <dL/dT_end>; the last drawn splat; then v = dL/dcolour.
     """
-    n_channels = colors.shape[1]
-    gradient = np.empty(n_channels * LANES, np.float32)
-    row_last = np.empty(TILE_HEIGHT, np.int64)
-    spans = np.empty(2 * TILE_HEIGHT, np.int32)
-    deepest = _deepest_of_rows(state, row_last)
-    zero = splat(_ZERO)
-    for k in range(deepest, -1, -1):
-        later = ranks[max(k - FETCH_AHEAD, 0)]
-        prefetch(splats, later)
-        prefetch(colors, later)
-        s, color = splats[ranks[k]], colors[ranks[k]]
-        first_row, stop_row = row_range(s, bottom)
-        row_spans(s, top, left, right, spans)
-        before_index = np.float32(k) - _HALF
-        g0 = gx = gy = gxx = gxy = gyy = ax = ay = zero
-        gradient[:] = _ZERO
-        for y in range(max(first_row, top), stop_row):
-            if row_last[y - top] < k:
-                continue
-            dy = np.float32(y) + _HALF - s[MEAN_Y]
-            x, stop = int(spans[y - top]), int(spans[TILE_HEIGHT + y - top])
-            while x < stop:
-                at = (y - top) * STRIDE + x - left
-                dx, unclamped = falloff(s, x, dy)
-                alpha = minimum(unclamped, splat(ALPHA_MAX))
-                drawn = (alpha > BELOW_CUT) & (load(state, at + 2 * PLANE) > before_index)
-                if any_lane(drawn):
-                    alpha = select(drawn, alpha, zero)
-                    inverse = splat(_ONE) / (splat(_ONE) - alpha)
-                    transmittance, behind = load(state, at) * inverse, load(state, at + PLANE)
-                    weight = alpha * transmittance
-                    shade = _color_backward(state, at + 3 * PLANE, color, weight, gradient)
-                    store(state, at, transmittance)
-                    store(state, at + PLANE, behind + weight * shade)
-                    # dL/dalpha = T shade - behind / (1 - alpha); dL/dsigma = -alpha dL/dalpha, none where clamped
-                    g = select(unclamped > ALPHA_MAX, zero, alpha * (behind * inverse - transmittance * shade))
-                    gdx, gdy = g * dx, g * dy
-                    g0, gx, gy = g0 + g, gx + gdx, gy + gdy
-                    gxx, gxy, gyy = gxx + gdx * dx, gxy + gdx * dy, gyy + gdy * dy
-                    if absgrad:
-                        # up to the factor -log(2): dp/dx and dp/dy
-                        ax = ax + magnitude(gdx * (s[XX] + s[XX]) + g * (s[XY] * dy))
-                        ay = ay + magnitude(gdx * s[XY] + gdy * (s[YY] + s[YY]))
-                x += LANES
-        _close_record(records[slots[k]], (g0, gx, gy, gxx, gxy, gyy), (ax, ay), gradient, n_channels)
+    gradient = aligned_zeros((records.shape[1] - N_MOMENTS) * LANES)
+    centers, reached = aligned_zeros(N_CENTERS), np.empty(CHUNK_SPLATS, np.uint64)
+    set_centers(centers, left, top)
+    deepest = int(np.max(planes[2]))
+    for chunk in range(deepest // CHUNK_SPLATS, -1, -1):
+        first = chunk * CHUNK_SPLATS
+        # blocks whose last splat is nearer are not there yet
+        begun = blocks_above(planes[2], np.float32(first) - _HALF)
+        stop = min(find_blocks(reached, splats, colors, ranks, first, (left, top), begun), deepest + 1)
+        _chunk_backward(planes, centers, reached, first, stop, splats, colors, ranks, slots, records, gradient, absgrad)
     for k in range(deepest + 1, ranks.shape[0]):
-        records[slots[k]] = 0.0
+        for column in range(records.shape[1]):
+            records[slots[k], column] = 0.0
+
+
+@kernel
+def _read_tile(
+    planes: tuple[
+        Float32[np.ndarray, " plane_float"],
+        Float32[np.ndarray, " plane_float"],
+        Float32[np.ndarray, " plane_float"],
+        Float32[np.ndarray, " shade_float"],
+    ],
+    transmittance: Float32[np.ndarray, "height width"],
+    last_drawn: Float32[np.ndarray, "height width"],
+    v_image: Float32[np.ndarray, "height width channel"],
+    v_transmittance: Float32[np.ndarray, "height width"],
+    left: int,
+    top: int,
+) -> None:
+    """Fill the planes of ``_blend_tile_backward``. What lies outside the image has no splat, and zeros: they are added."""
+    tile_transmittance, behind, tile_last, upstream = planes
+    height, width, n_channels = v_image.shape
+    values, v_transmittances = v_image.reshape(-1), v_transmittance.reshape(-1)
+    transmittances, positions = transmittance.reshape(-1), last_drawn.reshape(-1)
+    n = np.uint64(n_channels)
+    if left + TILE_WIDTH > width or top + TILE_HEIGHT > height:
+        tile_transmittance[:], behind[:], tile_last[:], upstream[:] = _ZERO, _ZERO, _NOTHING_DRAWN, _ZERO
+    for block in range(N_BLOCKS):
+        first, across, down = pixels_inside(block, left, top, width, height)
+        for row in range(down):
+            for column in range(across):
+                pixel, lane = first + row * np.uint64(width) + column, row * np.uint64(BLOCK_SIDE) + column
+                at = np.uint64(block * LANES) + lane
+                tile_transmittance[at] = transmittances[pixel]
+                behind[at] = transmittances[pixel] * v_transmittances[pixel]
+                tile_last[at] = positions[pixel]
+                for channel in range(n):
+                    upstream[(np.uint64(block) * n + channel) * np.uint64(LANES) + lane] = values[pixel * n + channel]
 
 
 @parallel_kernel
 def blend_backward(
     splats: Float32[np.ndarray, "splat column"],
-    colors: Float32[np.ndarray, "splat channel"],
+    colors: Float32[np.ndarray, "splat padded_channel"],
     starts: Int64[np.ndarray, " tile_bound"],
     ranks: Int32[np.ndarray, " entry"],
     slots: Int32[np.ndarray, " entry"],
@@ -351,31 +478,25 @@ def blend_backward(
     absgrad: bool,
 ) -> Float32[np.ndarray, "entry column"]:
     """Gradient records [slot, N_MOMENTS + channel] of all (splat, tile) entries; see N_MOMENTS for the columns."""
-    height, width = transmittance.shape
-    n_channels = colors.shape[1]
+    width, n_channels = v_image.shape[1], v_image.shape[2]
     tiles_across = (width + TILE_WIDTH - 1) // TILE_WIDTH
     records = np.empty((ranks.shape[0], N_MOMENTS + n_channels), np.float32)
     n_tiles, counter = starts.shape[0] - 1, np.zeros(1, np.int64)
     for _ in prange(TAKERS):
         tile = take_next(counter)
-        while tile < n_tiles:
-            left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
-            right, bottom = min(width, left + TILE_WIDTH), min(height, top + TILE_HEIGHT)
-            state = np.zeros((n_channels + 3) * PLANE, np.float32)
-            state[2 * PLANE : 3 * PLANE] = _NOTHING_DRAWN
-            for y in range(top, bottom):
-                for x in range(left, right):
-                    at = (y - top) * STRIDE + x - left
-                    state[at] = transmittance[y, x]
-                    state[PLANE + at] = transmittance[y, x] * v_transmittance[y, x]
-                    state[2 * PLANE + at] = last_drawn[y, x]
-                    for channel in range(n_channels):
-                        state[(3 + channel) * PLANE + at] = v_image[y, x, channel]
-            first, stop = starts[tile], starts[tile + 1]
-            _blend_tile_backward(
-                state, splats, colors, ranks[first:stop], slots[first:stop], records, left, top, right, bottom, absgrad
-            )
-            tile = take_next(counter)
+        if tile < n_tiles:
+            planes = (
+                aligned_zeros(PLANE), aligned_zeros(PLANE), aligned_zeros(PLANE),
+                aligned_zeros(n_channels * PLANE),
+            )  # fmt: skip
+            while tile < n_tiles:
+                left, top = (tile % tiles_across) * TILE_WIDTH, (tile // tiles_across) * TILE_HEIGHT
+                _read_tile(planes, transmittance, last_drawn, v_image, v_transmittance, left, top)
+                first, stop = starts[tile], starts[tile + 1]
+                _blend_tile_backward(
+                    planes, splats, colors, ranks[first:stop], slots[first:stop], records, left, top, absgrad
+                )
+                tile = take_next(counter)
     return records
 
 

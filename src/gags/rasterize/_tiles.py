@@ -14,19 +14,7 @@ from jaxtyping import Float32, Int32, Int64
 from numba import prange
 
 from gags.rasterize._projection import ALPHA_CUT, CHUNK
-from gags.rasterize._simd import (
-    LANES,
-    ceiling,
-    floor,
-    kernel,
-    maximum,
-    minimum,
-    parallel_kernel,
-    ramp,
-    square_root,
-    store_integers,
-)
-from gags.rasterize._simd import splat as everywhere
+from gags.rasterize._simd import LANES, ceiling, floor, kernel, parallel_kernel
 
 TILE_WIDTH = 64
 """Pixels a tile is wide. Tiles bound the working memory of the blending loop; results do not depend on them."""
@@ -39,7 +27,7 @@ dx = SHEAR dy +- sqrt(REACH + SHRINK dy^2); |dy| <= HALF_HEIGHT, |dx| <= HALF_WI
 N_COLUMNS = 11
 
 _LOG2E = math.log2(math.e)
-_SPAN_SLACK_PX = 2e-3
+SPAN_SLACK_PX = 2e-3
 # the interval is a bound, the test of alpha decides: a little more than float32 rounding of a position in a large image
 
 
@@ -77,15 +65,17 @@ def depth_order(
 
 @parallel_kernel
 def take_rows(
-    rows: Float32[np.ndarray, "gaussian channel"], ids: Int32[np.ndarray, " splat"]
-) -> Float32[np.ndarray, "splat channel"]:
-    """rows[ids]."""
+    rows: Float32[np.ndarray, "gaussian channel"], ids: Int32[np.ndarray, " splat"], n_columns: int
+) -> Float32[np.ndarray, "splat column"]:
+    """rows[ids], with zeros behind them to ``n_columns``."""
     n, n_channels = ids.shape[0], rows.shape[1]
-    taken = np.empty((n, n_channels), np.float32)
+    taken = np.empty((n, n_columns), np.float32)
     for chunk in prange((n + CHUNK - 1) // CHUNK):
         for k in range(chunk * CHUNK, min(n, (chunk + 1) * CHUNK)):
             for channel in range(n_channels):
                 taken[k, channel] = rows[ids[k], channel]
+            for channel in range(n_channels, n_columns):
+                taken[k, channel] = 0.0
     return taken
 
 
@@ -121,14 +111,14 @@ def pack_splats(
 @kernel
 def _pixels_around(mean: float, half: float, size: int) -> tuple[int, int]:
     """First and one past the last of ``size`` pixels whose centre is within ``half`` of ``mean``."""
-    reach = half + np.float32(_SPAN_SLACK_PX)
+    reach = half + np.float32(SPAN_SLACK_PX)
     start = max(mean - reach - np.float32(0.5), np.float32(-1.0))
     stop = min(mean + reach - np.float32(0.5), np.float32(size))
     return max(int(ceiling(start)), 0), min(int(floor(stop)) + 1, size)
 
 
 @kernel
-def row_range(splat: Float32[np.ndarray, " column"], height: int) -> tuple[int, int]:
+def _row_range(splat: Float32[np.ndarray, " column"], height: int) -> tuple[int, int]:
     """First and one past the last pixel row that the splat reaches."""
     return _pixels_around(splat[MEAN_Y], splat[HALF_HEIGHT], height)
 
@@ -140,33 +130,15 @@ def _column_range(splat: Float32[np.ndarray, " column"], width: int) -> tuple[in
 
 
 @kernel
-def row_span(splat: Float32[np.ndarray, " column"], dy: float, left: int, right: int) -> tuple[int, int]:
+def _row_span(splat: Float32[np.ndarray, " column"], dy: float, left: int, right: int) -> tuple[int, int]:
     """First and one past the last pixel column in [left, right) that the splat reaches on the row dy below its mean."""
     square = splat[REACH] + splat[SHRINK] * dy * dy
-    half = math.sqrt(max(square, np.float32(0.0))) + np.float32(_SPAN_SLACK_PX)
+    half = math.sqrt(max(square, np.float32(0.0))) + np.float32(SPAN_SLACK_PX)
     middle = splat[MEAN_X] + splat[SHEAR] * dy - np.float32(0.5)
     # clamped as floats: a large float has no integer
     start = max(middle - half, np.float32(left - 1))
     stop = min(middle + half, np.float32(right))
     return max(int(ceiling(start)), left), min(int(floor(stop)) + 1, right)
-
-
-@kernel
-def row_spans(
-    packed: Float32[np.ndarray, " column"], top: int, left: int, right: int, spans: Int32[np.ndarray, " bound_row"]
-) -> None:
-    """``row_span`` of the TILE_HEIGHT rows from ``top`` on, at once: the first columns, then one past the last ones."""
-    dy = ramp() + (np.float32(top) + np.float32(0.5) - packed[MEAN_Y])
-    half = square_root(maximum(dy * dy * packed[SHRINK] + packed[REACH], everywhere(np.float32(0.0)))) + np.float32(
-        _SPAN_SLACK_PX
-    )
-    middle = dy * packed[SHEAR] + (packed[MEAN_X] - np.float32(0.5))
-    # clamped as floats: a large float has no integer
-    low, high = everywhere(np.float32(left)), everywhere(np.float32(right))
-    start = ceiling(minimum(maximum(middle - half, low), high))
-    stop = floor(maximum(minimum(middle + half, high - np.float32(1.0)), low - np.float32(1.0))) + np.float32(1.0)
-    store_integers(spans, 0, start)
-    store_integers(spans, TILE_HEIGHT, stop)
 
 
 @kernel
@@ -178,15 +150,15 @@ def _strip_span(splat: Float32[np.ndarray, " column"], top: int, bottom: int, wi
     )
     # the rightmost point of the ellipse lies at dy = tip, the leftmost at -tip; in between the ends decide (convexity)
     tip = splat[SHEAR] * math.sqrt(splat[REACH] / (-splat[SHRINK] * (splat[SHEAR] * splat[SHEAR] - splat[SHRINK])))
-    start = row_span(splat, min(max(-tip, first), last), 0, width)[0]
-    stop = row_span(splat, min(max(tip, first), last), 0, width)[1]
+    start = _row_span(splat, min(max(-tip, first), last), 0, width)[0]
+    stop = _row_span(splat, min(max(tip, first), last), 0, width)[1]
     return start, stop
 
 
 @kernel
 def _tile_count(splat: Float32[np.ndarray, " column"], width: int, height: int) -> int:
     """Tiles of the box around a splat: as many as it reaches, or more."""
-    top, bottom = row_range(splat, height)
+    top, bottom = _row_range(splat, height)
     left, right = _column_range(splat, width)
     if top >= bottom or left >= right:
         return 0
@@ -199,7 +171,7 @@ def _tiles_of(
     splat: Float32[np.ndarray, " column"], width: int, height: int, tiles: Int32[np.ndarray, " entry"], first: int
 ) -> int:
     """Write the tiles that a splat reaches to ``tiles[first:]``; return how many they are."""
-    top, bottom = row_range(splat, height)
+    top, bottom = _row_range(splat, height)
     left, right = _column_range(splat, width)
     if left >= right:
         return 0
