@@ -205,8 +205,8 @@ def _positive(layer: nn.Module, features: Float[Tensor, "*batch inner"]) -> Floa
     if layer.weight.dtype == torch.bfloat16 and features.device.type == "cpu" and not torch.is_grad_enabled():
         # both in one pass over memory, which takes as long as the product
         return torch.ops.mkldnn._linear_pointwise(features, layer.weight, layer.bias, "relu", [], "")
-    # in place, for the same reason: what a linear layer gives is nobody's else
-    return layer(features).relu_()
+    # not in place, which is slower in bfloat16
+    return layer(features).relu()
 
 
 def _check_layers(name: str, weights: Sequence[Tensor], expected: int) -> None:
