@@ -22,7 +22,7 @@ from gags.distill import (
     distill,
     lift,
 )
-from gags.distill._distill import ViewLosses, view_losses
+from gags.distill._distill import ViewLosses, _subspace, view_losses
 from gags.distill._targets import view_labels
 from gags.errors import GagsError
 from gags.rasterize import blend_weights
@@ -93,6 +93,29 @@ def test_other_schedules_learn_too(damaged: BlobScene, change: dict) -> None:
     assert history[-1]["distill"] < 0.95 * history[0]["distill"]
 
 
+def test_what_is_learned_in_a_subspace_decodes_to_the_whole_space() -> None:
+    blobs = blob_scene()
+    field = _distill(blobs, replace(FAST, subspace_width=BLOBS))
+    assert field.meta.embedding_width == EMBEDDING
+    # without damage the truth spans all embeddings
+    assert field.meta.statistics["mean_mask_cosine"] == pytest.approx(1)
+    vectors = field.decode(field.features)
+    assert ((vectors @ blobs.truth.T).argmax(dim=1) == blobs.blob_of_gaussian).float().mean() > 0.95
+    torch.testing.assert_close((vectors @ blobs.truth.T).norm(dim=1), torch.ones(len(vectors)))
+
+
+def test_the_loss_of_a_subspace_weighs_what_it_weighs_in_the_whole_space(damaged: BlobScene) -> None:
+    assert _subspace(damaged.scene, damaged.embeddings, FAST) is None
+    quirks = replace(FAST, subspace_width=9, reference_quirks=True)
+    assert _subspace(damaged.scene, damaged.embeddings, quirks) is None
+    subspace = _subspace(damaged.scene, damaged.embeddings, replace(FAST, subspace_width=9))
+    assert subspace is not None
+    torch.testing.assert_close(subspace.basis @ subspace.basis.T, torch.eye(9), rtol=0, atol=1e-5)
+    coordinates = torch.randn(4000, 9, generator=torch.Generator().manual_seed(0))
+    inside, whole = coordinates.abs().mean() * subspace.loss_factor, (coordinates @ subspace.basis).abs().mean()
+    torch.testing.assert_close(inside, whole, rtol=0.05, atol=0)
+
+
 @pytest.mark.parametrize("levels", ["mean", "l"])
 def test_ablations_learn_no_granularity(levels: str) -> None:
     blobs = blob_scene()
@@ -159,8 +182,9 @@ def test_only_the_distillation_moves_the_features(damaged: BlobScene) -> None:
 # --- same seed, same bytes --------------------------------------------------------------------------------------------
 
 
-def test_resumed_training_ends_with_the_same_bytes(damaged: BlobScene) -> None:
-    config = replace(FAST, iterations=17, views_per_iteration=2, log_every=4)
+@pytest.mark.parametrize("subspace_width", [None, 9])
+def test_resumed_training_ends_with_the_same_bytes(damaged: BlobScene, subspace_width: int | None) -> None:
+    config = replace(FAST, iterations=17, views_per_iteration=2, log_every=4, subspace_width=subspace_width)
     saved: list[tuple[bytes, str]] = []
 
     def keep(state: DistillState) -> None:
@@ -200,6 +224,13 @@ def test_field_state_round_trip(damaged: BlobScene, field: LanguageField, kind: 
     _assert_same_bytes(field, again)
     assert torch.equal(field.decode(field.features), again.decode(again.features))
     assert again.meta == field.meta and again.meta.encoder == ("fake" if kind == "mean" else "")
+
+
+def test_a_decoder_out_of_its_subspace_says_the_same_in_the_whole_space() -> None:
+    torch.manual_seed(0)
+    decoder, basis = FeatureDecoder(6, 9), torch.linalg.qr(torch.randn(EMBEDDING, 9)).Q.T
+    features = torch.randn(11, 6)
+    torch.testing.assert_close(decoder.out_of_subspace(basis)(features), decoder(features) @ basis)
 
 
 def test_decoders_take_any_leading_axes() -> None:

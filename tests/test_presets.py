@@ -36,6 +36,7 @@ PAPER_NUMBERS: dict[str, dict[str, Any]] = {
         "downscale": 2,
         "views_per_iteration": 1,
         "pixels_per_iteration": None,
+        "subspace_width": None,
         "feature_width": 16,
         "feature_lr": 1e-3,
         "adam_eps": 1e-15,
@@ -52,6 +53,7 @@ PAPER_NUMBERS: dict[str, dict[str, Any]] = {
 EFFORT = {
     "iterations",
     "pixels_per_iteration",
+    "subspace_width",
     "feature_lr",
     "decoder_lr",
     "decoder_dtype",

@@ -51,6 +51,16 @@ def test_codes_and_folded_vectors_multiply_to_the_dot_products(make: type, width
     torch.testing.assert_close(decoder.codes(features) @ decoder.fold(vectors), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("make", [_linear, _deep])
+def test_products_are_those_of_decoded_features(make: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gags.distill._decoders._ROWS_TOGETHER", 4)
+    decoder, features, vectors = make(WIDTH), _random(11, FEATURE_WIDTH), _vectors(7)
+    expected = decoder(features) @ vectors.T
+    torch.testing.assert_close(decoder.products(features, vectors, rounded=False), expected, rtol=0, atol=1e-5)
+    rounded = decoder.products(features, vectors, rounded=True)
+    assert rounded.dtype == torch.float32 and (rounded - expected).abs().max() < 0.02 * expected.abs().max()
+
+
 def test_a_zero_feature_of_a_lifted_field_resembles_nothing() -> None:
     decoder = _linear()
     assert not (decoder.codes(torch.zeros(2, FEATURE_WIDTH)) @ decoder.fold(_vectors(3))).any()

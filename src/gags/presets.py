@@ -38,6 +38,8 @@ FAST = RunConfig(
     distill=DistillConfig(
         iterations=3000,
         pixels_per_iteration=2048,
+        # of the built-in encoder's 1011 numbers: an iteration takes two thirds of its time (benchmarks/README.md)
+        subspace_width=256,
         feature_lr=5e-2,
         decoder_lr=1e-3,
         decoder_dtype="auto",

@@ -6,6 +6,7 @@ and 1x1 convolutions: the same numbers).
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ from gags.errors import GagsError
 _HIDDEN_WIDTH = 256
 _FEATURE_LAYERS = 9
 _GRANULARITY_WIDTHS = (64, 128, 64, 32, 16, 3)
+_ROWS_TOGETHER = 4096
+"""Features multiplied at a time: what one layer hands to the next stays in the processor's cache."""
 
 
 class FeatureDecoder(nn.Module):
@@ -51,27 +54,58 @@ class FeatureDecoder(nn.Module):
         A = Q R: R is smaller than A, and nothing cancels as it would with A^T A.
         """
         hidden = functional.pad(self._hidden(features), (0, 1), value=1.0)
-        triangle = torch.linalg.qr(self._last_layer(), mode="r").R
         # the floor of torch's normalize: a zero vector gives zeros
-        return hidden / (hidden @ triangle.T).norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        return hidden / (hidden @ self._triangle().T).norm(dim=-1, keepdim=True).clamp(min=1e-12)
 
     def fold(self, vectors: Float[Tensor, "vector embedding"]) -> Float[Tensor, "code vector"]:
         """The matrix that turns ``codes`` into the dot products of decoded features with vectors."""
         return self._last_layer().T @ vectors.T
+
+    @torch.inference_mode()
+    def products(
+        self, features: Float[Tensor, "row d"], vectors: Float[Tensor, "vector embedding"], rounded: bool
+    ) -> Float[Tensor, "row vector"]:
+        """The dot products of decoded features with vectors, of many features at the speed of the matrix products.
+
+        Args:
+            rounded: hidden layers are bfloat16.
+        """
+        folded, triangle, decoder = self.fold(vectors), self._triangle(), self
+        if rounded:
+            decoder, features, triangle = copy.deepcopy(self).bfloat16(), features.bfloat16(), triangle.bfloat16()
+        parts = []
+        for chunk in features.split(_ROWS_TOGETHER):
+            hidden = decoder._hidden(chunk)
+            lengths = functional.linear(hidden, triangle[:, :-1], triangle[:, -1]).norm(
+                dim=1, keepdim=True, dtype=torch.float32
+            )
+            parts.append((hidden.float() @ folded[:-1] + folded[-1]) / lengths.clamp(min=1e-12))
+        return torch.cat(parts)
+
+    def out_of_subspace(self, basis: Float[Tensor, "subspace embedding"]) -> FeatureDecoder:
+        """The decoder to the space in which this one's unit vectors are coordinates along orthonormal rows: their lengths stay."""
+        layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        weights, biases = [layer.weight.detach() for layer in layers], [layer.bias.detach() for layer in layers]
+        weights[-1], biases[-1] = basis.T @ weights[-1], biases[-1] @ basis
+        return FeatureDecoder.from_layers(weights, biases).to(basis.device).requires_grad_(False)
 
     def _last_layer(self) -> Float[Tensor, "embedding code"]:
         layer = self.layers[8]
         assert isinstance(layer, nn.Linear)
         return torch.cat([layer.weight, layer.bias[:, None]], dim=1)
 
+    def _triangle(self) -> Float[Tensor, "shorter code"]:
+        """R of the last layer's QR decomposition."""
+        return torch.linalg.qr(self._last_layer(), mode="r").R
+
     def _hidden(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch hidden"]:
         """The input of the last layer."""
         layer = self.layers
-        first = layer[0](features).relu()
-        first = first + layer[2](layer[1](first).relu()).relu()
-        second = layer[3](first).relu()
-        second = second + layer[5](layer[4](second).relu()).relu()
-        return layer[7](layer[6](second).relu()).relu()
+        first = _positive(layer[0], features)
+        first = first + _positive(layer[2], _positive(layer[1], first))
+        second = _positive(layer[3], first)
+        second = second + _positive(layer[5], _positive(layer[4], second))
+        return _positive(layer[7], _positive(layer[6], second))
 
     @classmethod
     def from_layers(
@@ -109,7 +143,7 @@ class GranularityDecoder(nn.Module):
         """The weights before the softmax."""
         hidden = features
         for layer in self.layers[:-1]:
-            hidden = layer(hidden).relu()
+            hidden = _positive(layer, hidden)
         return self.layers[-1](hidden)
 
     @classmethod
@@ -154,9 +188,25 @@ class LinearDecoder(nn.Module):
         """The vectors in the subspace's coordinates."""
         return self.basis @ vectors.T
 
+    def products(
+        self, features: Float[Tensor, "row d"], vectors: Float[Tensor, "vector embedding"], rounded: bool
+    ) -> Float[Tensor, "row vector"]:
+        """The dot products of decoded features with vectors; nothing is rounded."""
+        return self.codes(features) @ self.fold(vectors)
+
 
 def _linear_layers(widths: Sequence[int]) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(inner, outer) for inner, outer in itertools.pairwise(widths))
+
+
+def _positive(layer: nn.Module, features: Float[Tensor, "*batch inner"]) -> Float[Tensor, "*batch outer"]:
+    """ReLU of a linear layer."""
+    assert isinstance(layer, nn.Linear)
+    if layer.weight.dtype == torch.bfloat16 and features.device.type == "cpu" and not torch.is_grad_enabled():
+        # both in one pass over memory, which takes as long as the product
+        return torch.ops.mkldnn._linear_pointwise(features, layer.weight, layer.bias, "relu", [], "")
+    # not in place, which is slower in bfloat16
+    return layer(features).relu()
 
 
 def _check_layers(name: str, weights: Sequence[Tensor], expected: int) -> None:

@@ -5,6 +5,9 @@ of a view (a millisecond's work), takes granularity weights and regions from it,
 pixels (the paper's schedule) or a sample spread evenly over the regions (``pixels_per_iteration``): the decoder is
 where the time goes. Entropy and region variance always see the whole map.
 
+``subspace_width`` makes what is decoded shorter: targets and decoder live in the directions that hold most of the masks'
+embeddings, and the finished decoder's last layer leads back to the encoder's space.
+
 What iteration i draws depends on the seed and i alone: a resumed training ends with the bytes of an uninterrupted one.
 """
 
@@ -12,18 +15,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.fft import dct
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gags.devices import multiplies_bfloat16
 from gags.distill._decoders import FeatureDecoder, GranularityDecoder
 from gags.distill._field import FieldMeta, LanguageField
+from gags.distill._lift import embedding_subspace
 from gags.distill._losses import (
     absolute_difference,
     balanced_rows,
@@ -87,6 +92,10 @@ class DistillConfig:
     """gad learns what level to trust where; mean, s, m and l are the paper's ablations."""
     target: TargetMode = "soft"
     """How granularity weights mix the levels' embeddings: soft, hard or median. ``hard`` does not train the weights."""
+    subspace_width: Count | None = None
+    """Targets and decoded vectors are compared in so many directions, those that hold most of the masks' embeddings (the
+    field's ``mean_mask_cosine`` says how much); the field decodes to the whole space all the same. None: in the whole space,
+    as the paper does and ``reference_quirks`` always does."""
     decoder_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     """Arithmetic of the decoders in training. bfloat16 halves their time on processors that have it."""
     min_blend_weight: Share = 1e-3
@@ -139,6 +148,22 @@ class ViewLosses:
 
 
 @dataclass(frozen=True)
+class _Subspace:
+    """Where targets and decoded vectors are compared."""
+
+    basis: Float[Tensor, "target embedding"]
+    """Orthonormal rows."""
+    statistics: Mapping[str, float]
+    """What it keeps of the masks' embeddings."""
+
+    @property
+    def loss_factor(self) -> float:
+        """Multiplies mean absolute differences of coordinates, so that the other losses keep their weights beside them: in
+        coordinates of which none is special those of a vector go with its length by the root of their number."""
+        return (self.basis.shape[0] / self.basis.shape[1]) ** 0.5
+
+
+@dataclass(frozen=True)
 class _TrainingView:
     labels: ViewLabels
     blend: BlendWeights
@@ -168,8 +193,10 @@ def distill(
             state of another scene.
     """
     check_settings(config, "distill.")
-    views = _training_views(scene, gaussians, masks, embeddings, config)
-    training = _Training(len(gaussians), views[0].labels.embeddings.shape[1], config, gaussians.means.device)
+    subspace = _subspace(scene, embeddings, config)
+    views = _training_views(scene, gaussians, masks, embeddings, config, subspace)
+    target_width = views[0].labels.embeddings.shape[1]
+    training = _Training(len(gaussians), target_width, config, gaussians.means.device, subspace)
     first = 0
     if resume is not None:
         training.restore(resume)
@@ -224,11 +251,17 @@ def view_losses(
 class _Training:
     """The parameters, the optimiser and the loss history of a running distillation."""
 
-    def __init__(self, gaussian_count: int, embedding_width: int, config: DistillConfig, device: torch.device) -> None:
-        self.config = config
-        self.embedding_width = embedding_width
+    def __init__(
+        self,
+        gaussian_count: int,
+        target_width: int,
+        config: DistillConfig,
+        device: torch.device,
+        subspace: _Subspace | None = None,
+    ) -> None:
+        self.config, self.subspace = config, subspace
         self.features = torch.zeros(gaussian_count, config.feature_width, device=device, requires_grad=True)
-        self.feature_decoder = FeatureDecoder(config.feature_width, embedding_width).to(device)
+        self.feature_decoder = FeatureDecoder(config.feature_width, target_width).to(device)
         self.granularity_decoder = (
             GranularityDecoder(config.feature_width).to(device) if config.levels == "gad" else None
         )
@@ -298,14 +331,18 @@ class _Training:
         """The field that was learned."""
         for decoder in self._decoders().values():
             decoder.requires_grad_(False)
+        decoder, statistics = self.feature_decoder, {}
+        if self.subspace is not None:
+            decoder = decoder.out_of_subspace(self.subspace.basis.to(self.features.device))
+            statistics = dict(self.subspace.statistics)
         meta = FieldMeta(
             kind="gad",
             feature_width=self.config.feature_width,
-            embedding_width=self.embedding_width,
+            embedding_width=decoder.embedding_width,
             encoder=encoder_name,
-            statistics={"history": [dict(zip(_LOSSES, row, strict=True)) for row in self.history]},
+            statistics=statistics | {"history": [dict(zip(_LOSSES, row, strict=True)) for row in self.history]},
         )
-        return LanguageField(gaussians, self.features.detach(), self.feature_decoder, self.granularity_decoder, meta)
+        return LanguageField(gaussians, self.features.detach(), decoder, self.granularity_decoder, meta)
 
     def _losses(self, view: _TrainingView, generator: np.random.Generator, with_region: bool) -> ViewLosses:
         config = self.config
@@ -315,7 +352,7 @@ class _Training:
         rows = blend.render_pixels(self.features, torch.arange(blend.height * blend.width))
         feature_map = rows.view(blend.height, blend.width, -1)
         count = config.pixels_per_iteration
-        return view_losses(
+        losses = view_losses(
             feature_map,
             self._granularity(feature_map),
             lambda pixel_ids: self._decode(rows[pixel_ids]),
@@ -326,13 +363,15 @@ class _Training:
             with_region,
             config.reference_quirks,
         )
+        return losses if self.subspace is None else replace(losses, distill=losses.distill * self.subspace.loss_factor)
 
     def _granularity(self, feature_map: Float[Tensor, "height width d"]) -> Float[Tensor, "height width 3"]:
         if self.granularity_decoder is not None:
             with self._decoder_arithmetic(feature_map.device):
                 # Detached: what the granularity decoder learns must not move the features (docs/method.md, stage 3).
                 logits = self.granularity_decoder.logits(feature_map.detach())
-            return logits.float().softmax(dim=-1)
+            # of planes: a softmax of three neighbours is not vectorised
+            return logits.float().movedim(-1, 0).contiguous().softmax(dim=0).movedim(0, -1)
         fixed = {"mean": (1 / 3, 1 / 3, 1 / 3), "s": (1.0, 0.0, 0.0), "m": (0.0, 1.0, 0.0), "l": (0.0, 0.0, 1.0)}
         return feature_map.new_tensor(fixed[self.config.levels]).expand(*feature_map.shape[:2], 3)
 
@@ -360,8 +399,24 @@ class _Training:
         return parameters
 
 
+def _subspace(scene: Scene, embeddings: MaskEmbeddings, config: DistillConfig) -> _Subspace | None:
+    """The subspace of the settings; None for the whole space."""
+    if config.subspace_width is None or config.reference_quirks or not scene.training_views:
+        return None
+    basis, statistics = embedding_subspace(scene.training_views, embeddings, config.subspace_width)
+    # Mean absolute error takes medians coordinate by coordinate, and principal coordinates are mostly about 0: turned by
+    # the discrete cosine transform, every coordinate has a share in every direction.
+    rotation = torch.from_numpy(dct(np.eye(len(basis)), norm="ortho")).float()
+    return _Subspace(rotation @ basis, statistics)
+
+
 def _training_views(
-    scene: Scene, gaussians: Gaussians, masks: GranularMasks, embeddings: MaskEmbeddings, config: DistillConfig
+    scene: Scene,
+    gaussians: Gaussians,
+    masks: GranularMasks,
+    embeddings: MaskEmbeddings,
+    config: DistillConfig,
+    subspace: _Subspace | None,
 ) -> list[_TrainingView]:
     """Labels and blend weights of the training views that have a labelled pixel."""
     if not scene.training_views:
@@ -372,6 +427,8 @@ def _training_views(
         if (labels.label_maps < 0).all():
             logger.warning("view %s has no labelled pixel in %s: left out", view.name, [level.name for level in LEVELS])
             continue
+        if subspace is not None:
+            labels = replace(labels, embeddings=labels.embeddings @ subspace.basis.T)
         views.append(_TrainingView(labels, blend_weights(gaussians, labels.camera, min_weight=config.min_blend_weight)))
     if not views:
         raise GagsError(

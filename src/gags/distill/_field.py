@@ -83,16 +83,12 @@ class LanguageField:
                 as many channels as there are vectors and 18: a few per cent off where a pixel sees unlike things; learned
                 decoders compute in bfloat16 where the processor can.
         """
-        folded = self._decoder.fold(vectors)
         if exact or not isinstance(self.feature_decoder, LinearDecoder) or self._is_narrow(len(vectors)):
             rows = self.render(camera).flatten(0, 1)
             # rounding to bfloat16 moved relevancy by 0.003 at most
-            rounded = not exact and multiplies_bfloat16(rows.device)
-            with torch.autocast(rows.device.type, torch.bfloat16, enabled=rounded):
-                codes = [self._decoder.codes(chunk) for chunk in rows.split(_DECODE_ROWS)]
-            products = torch.cat([chunk.float() @ folded for chunk in codes])
+            products = self._decoder.products(rows, vectors, not exact and multiplies_bfloat16(rows.device))
             return products.unflatten(0, (camera.height, camera.width))
-        channels = torch.cat([self.features @ folded, self._leading], dim=1)
+        channels = torch.cat([self.features @ self._decoder.fold(vectors), self._leading], dim=1)
         blended, leading = render_values(self.gaussians, camera, channels).tensor_split((len(vectors),), dim=-1)
         # As in normalize: where nothing is rendered 0 / 0 is to be 0.
         return blended / blended_lengths(leading)[..., None].clamp(min=1e-12)
