@@ -93,7 +93,7 @@ def encoded(run: Run, masks: Mapping[str, ViewMasks]) -> dict[str, Float[Tensor,
     """Features of these masks with the run's encoder."""
     views = tuple(replace(view, held_out=view.name not in masks) for view in run.scene.views)
     config = EncodeConfig(**run.folder.finished_stage("features").ingredients["encode"])
-    return dict(encode(replace(run.scene, views=views), masks, run.encoder, config))
+    return dict(encode(replace(run.scene, views=views), masks, run.tile_encoder, config))
 
 
 def smaller(mask: Bool[Tensor, "height width"], height: int, width: int) -> Bool[Tensor, "new_height new_width"]:
@@ -158,7 +158,7 @@ def within_reach(phrase: str) -> bool:
 
 def measure_encoder(run: Run, labels: Labels, config: QueryConfig) -> dict[str, Any]:
     """Ranks of the right phrases for labelled masks, and of the right masks for phrases."""
-    encoder = run.encoder
+    encoder = run.tile_encoder
     owners = [(frame.image_name, label.category) for frame in labels.frames for label in frame.labels]
     tiles = [
         make_tiles(read_image(run.scene.view(frame.image_name).image_path), frame_masks(frame), encoder.tile_px)

@@ -40,7 +40,7 @@ def measure(run: Run, segmenter: Segmenter, config: SegmentConfig, every: int) -
     masks = dict(track(made, f"segment ({config.prompts})", total=len(names)))
     scene = run.scene.holding_out(others)
     encode_config = EncodeConfig(**run.description["config"]["encode"])
-    embeddings = dict(track(encode(scene, masks, run.encoder, encode_config), "encode", total=len(names)))
+    embeddings = dict(track(encode(scene, masks, run.tile_encoder, encode_config), "encode", total=len(names)))
     fields = {str(kind): run.field(kind) for kind in run.field_kinds}
     fields = {name: field for name, field in fields.items() if field.knows_granularity}
     found = consistency(scene, run.gaussians, masks, embeddings, ConsistencyConfig(), fields)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gags.distill import DistillConfig, FeatureDecoder, FieldMeta, LanguageField, distill, galift, lift
-from gags.encode import EncodeConfig, encode
+from gags.encode import EncodeConfig, adapted, encode, scene_prior
 from gags.geometry import Camera
 from gags.presets import FAST
 from gags.query import QueryConfig, nearest_gaussians, phrase_vectors, query, query_3d, relevancy, relevancy_maps
@@ -74,7 +74,9 @@ def segmentation(bench: Bench) -> list[Figure]:
     masks = dict(made)
     seconds.append((time.perf_counter() - started) / count)
     started = time.perf_counter()
-    dict(encode(scene, masks, encoder, EncodeConfig()))
+    encode_config = EncodeConfig(**run.description["config"]["encode"])
+    # the prior is of twelve views, however many there are
+    dict(encode(scene, masks, adapted(encoder, scene_prior(scene, masks, encoder, encode_config)), encode_config))
     seconds.append((time.perf_counter() - started) / count)
     return [
         Figure("segment, a view", seconds[0], "s"),

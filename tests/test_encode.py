@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from skimage import data
 from torch import Tensor
 
-from gags.encode import EncodeConfig, encode, make_encoder, make_tiles
+from gags.encode import EncodeConfig, adapted, encode, make_encoder, make_tiles, scene_prior
 from gags.encode._colors import COLORS, split_colors, tile_colors
 from gags.encode._encode import distinct_masks
 from gags.encode._tiles import square_crop
@@ -165,6 +166,51 @@ def test_a_view_without_masks_is_an_error(tmp_path: Path) -> None:
         list(encode(scene, masks, MeanColour(), EncodeConfig()))
 
 
+class Scored(MeanColour):
+    """Scores are a tile's mean colour; counts what it was adapted by."""
+
+    def __init__(self, prior: Tensor | None = None) -> None:
+        super().__init__()
+        self.prior = torch.zeros(3) if prior is None else prior
+
+    def scores(self, tiles: Float[Tensor, "tile 3 size size"]) -> Float[Tensor, "tile score"]:
+        return tiles.mean(dim=(2, 3))
+
+    def adapted(self, prior: Float[Tensor, " score"]) -> Scored:
+        return Scored(prior)
+
+
+def test_the_prior_is_a_share_of_the_mean_score_of_the_wholes(tmp_path: Path) -> None:
+    scene, masks = _scene(tmp_path)
+    config = EncodeConfig(scene_prior=0.25, batch_size=1)
+    prior = scene_prior(scene, masks, Scored(), config)
+    # the whole of each view is all of its picture; the held-out view has no say
+    means = [
+        make_tiles(scene.view(name).image(), masks[name].masks[4:], 8).mean(dim=(0, 2, 3))
+        for name in ("a.png", "b.png")
+    ]
+    assert prior is not None
+    torch.testing.assert_close(prior, 0.25 * torch.stack(means).mean(dim=0))
+    told = adapted(Scored(), prior)
+    assert isinstance(told, Scored) and torch.equal(told.prior, prior)
+
+
+def test_no_prior_without_the_setting_the_scores_or_wholes(tmp_path: Path) -> None:
+    scene, masks = _scene(tmp_path)
+    assert scene_prior(scene, masks, Scored(), EncodeConfig()) is None
+    plain = MeanColour()
+    assert scene_prior(scene, masks, plain, EncodeConfig(scene_prior=0.5)) is None
+    assert adapted(plain, None) is plain and adapted(plain, torch.ones(3)) is plain
+    parts = {
+        name: dataclasses.replace(of_view, granularity=of_view.granularity.clamp(max=2))
+        for name, of_view in masks.items()
+    }
+    assert scene_prior(scene, parts, Scored(), EncodeConfig(scene_prior=0.5)) is None
+    del masks["b.png"]
+    with pytest.raises(GagsError, match=r"view b\.png: expected masks"):
+        scene_prior(scene, masks, Scored(), EncodeConfig(scene_prior=0.5))
+
+
 def test_make_encoder_checks_its_arguments() -> None:
     assert isinstance(make_encoder("conse", None), ConseEncoder)
     with pytest.raises(GagsError, match="encoder 'clop': expected 'conse'"):
@@ -219,6 +265,18 @@ def test_pictures_and_phrases_meet(conse: ConseEncoder) -> None:
         torch.testing.assert_close(vectors.norm(dim=1), torch.ones(3))
         assert not vectors.is_inference()
     assert (words @ tiles.T).argmax(dim=1).tolist() == [0, 1, 2]
+
+
+def test_a_class_that_is_seen_everywhere_counts_less(conse: ConseEncoder) -> None:
+    tiles = _photo_tiles(conse.tile_px)
+    scores = conse.scores(tiles)
+    prior = torch.zeros(1000)
+    prior[scores[0].argmax()] = 2.0
+    expected = ((scores - prior) / 0.75).softmax(dim=1)
+    found = (conse.adapted(prior).encode_tiles(tiles) @ conse._rotation.T)[:, :1000] ** 2 / 0.9
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(conse.adapted(torch.zeros(1000)).encode_tiles(tiles), conse.encode_tiles(tiles))
+    assert torch.equal(conse.adapted(prior).encode_phrases(["cat"]), conse.encode_phrases(["cat"]))
 
 
 def test_likeness_is_the_bhattacharyya_coefficient(conse: ConseEncoder) -> None:

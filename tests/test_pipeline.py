@@ -16,14 +16,17 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 import pytest
+import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 import tiny
 from gags.errors import GagsError
 from gags.pipeline import RunConfig, run
 from gags.presets import TINY
 from gags.query import QueryConfig, query, query_3d
-from gags.runs import Run, evaluate_run, open_run
+from gags.runs import Run, evaluate_run, open_run, stored_prior
 from gags.scene import SceneConfig
 
 # the 30 px kernel of the paper is for photographs; here a whole ball is 28 px wide, and 56 px in the labels
@@ -121,6 +124,41 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(tiny_scene: Path, tmp
     again = make(tiny_scene, out, config)
     for name in ("splats/splats.ply", "field/gad/field.safetensors", "masks/view_00.png.npz"):
         assert digest(again.folder.path(name)) == digest(whole.folder.path(name)), name
+
+
+class ToldEncoder(tiny.TrueEncoder):
+    """Scores are the embeddings; notes what it is adapted by."""
+
+    def __init__(self, prior: Tensor | None = None) -> None:
+        self.prior = prior
+
+    def scores(self, tiles: Float[Tensor, "tile 3 size size"]) -> Float[Tensor, "tile score"]:
+        return super().encode_tiles(tiles)
+
+    def encode_tiles(self, tiles: Float[Tensor, "tile 3 size size"]) -> Float[Tensor, "tile width"]:
+        return self.scores(tiles) if self.prior is None else self.scores(tiles) - self.prior
+
+    def adapted(self, prior: Float[Tensor, " score"]) -> ToldEncoder:
+        return ToldEncoder(prior)
+
+
+def test_an_encoder_is_adapted_to_the_scene_once(finished: Run, tiny_scene: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished.folder.root, out)
+    encode = dataclasses.replace(TINY.encode, scene_prior=0.5)
+    config = dataclasses.replace(TINY, field="lift", exclude_labelled=True, encode=encode)
+    result = run(tiny_scene, out, config, segmenter=tiny.TrueSegmenter(), encoder=ToldEncoder())
+    prior = stored_prior(result.folder.finished_stage("features"))
+    # scores are one-hot: of their mean half is taken
+    assert prior is not None and prior.min() >= 0 and prior.sum() == pytest.approx(0.5)
+    (first, *_) = result.scene.training_views
+    raw = finished.embeddings[first.name]
+    expected = torch.nn.functional.normalize(raw - prior, dim=1)
+    torch.testing.assert_close(result.embeddings[first.name], expected)
+    # a stage that was cut off goes on with the prior that it began with, and the teacher's held-out views take it too
+    again = open_run(out, ToldEncoder())
+    assert isinstance(again.tile_encoder, ToldEncoder) and torch.equal(again.tile_encoder.prior, prior)
+    assert finished.tile_encoder is finished.encoder
 
 
 def test_a_field_of_earlier_splats_is_not_asked(finished: Run, tiny_scene: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Literal
 
 from gags.distill import DistillConfig
+from gags.encode import EncodeConfig
 from gags.pipeline import RunConfig
 from gags.reconstruct import ReconstructConfig
 from gags.segment import SegmentConfig
@@ -35,6 +36,7 @@ FAST = RunConfig(
         checkpoint_every=500,
     ),
     segment=SegmentConfig(max_side_px=404),
+    encode=EncodeConfig(scene_prior=0.5),
     distill=DistillConfig(
         iterations=3000,
         pixels_per_iteration=2048,

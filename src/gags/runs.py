@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gags.distill import LanguageField
-from gags.encode import EncodeConfig, ImageTextEncoder, encode, make_encoder
+from gags.encode import EncodeConfig, ImageTextEncoder, adapted, encode, make_encoder
 from gags.errors import GagsError
 from gags.evaluate import (
     Consistency,
@@ -57,6 +57,8 @@ logger = logging.getLogger(__name__)
 FieldKind = Literal["gad", "lift", "galift"]
 """Learned, lifted from all levels alike, lifted from the level each Gaussian trusts."""
 FIELD_KINDS: tuple[FieldKind, ...] = ("gad", "lift", "galift")
+PRIOR_FILE = "prior.safetensors"
+"""Beside the features: what their encoder was adapted by."""
 Product = TypeVar("Product")
 
 
@@ -136,6 +138,11 @@ class Run:
                 f"({self.description['encoder']}), found {encoder.name}; put its weights back, or run again"
             )
         return encoder
+
+    @property
+    def tile_encoder(self) -> ImageTextEncoder:
+        """``encoder`` as the run's masks were encoded with it: adapted to the scene."""
+        return adapted(self.encoder, stored_prior(self.folder.finished_stage("features")))
 
     def query_config(self, config: QueryConfig) -> QueryConfig:
         """``config``, with the reference's quirks where the run was made with them."""
@@ -354,7 +361,7 @@ def _teacher(run: Run, names: set[str]) -> tuple[Mapping[str, ViewMasks], Mappin
         if view.name in held_out
     }
     masks = dict(segment(scene, run.gaussians, depths, segmenter, segment_config, skip=others))
-    embeddings = dict(encode(scene, masks, run.encoder, encode_config, skip=others))
+    embeddings = dict(encode(scene, masks, run.tile_encoder, encode_config, skip=others))
     trained = names & set(run.masks)
     return (
         masks | {name: run.masks[name] for name in trained},
@@ -396,3 +403,9 @@ def stored_masks(stage: Stage, scene: Scene) -> Mapping[str, ViewMasks]:
 
 def stored_embeddings(stage: Stage, scene: Scene) -> Mapping[str, Float[Tensor, "mask width"]]:
     return _PerView(scene, lambda name: read_tensors(stage.path(file_name(name)))[0]["embeddings"])
+
+
+def stored_prior(stage: Stage) -> Float[Tensor, " score"] | None:
+    """What the features stage took from its encoder's scores; None: nothing."""
+    path = stage.path(PRIOR_FILE)
+    return read_tensors(path)[0]["prior"] if path.exists() else None

@@ -9,20 +9,23 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from gags.encode._tiles import Outside, make_tiles
-from gags.encode._types import ImageTextEncoder
+from gags.encode._types import AdaptingEncoder, ImageTextEncoder
 from gags.encode.clip import ClipEncoder
 from gags.encode.conse import ConseEncoder
 from gags.errors import GagsError
 from gags.images import read_image, resize_image
-from gags.scene import Scene
-from gags.segment import GranularMasks
-from gags.settings import Count, check_settings
+from gags.scene import Scene, View
+from gags.segment import Granularity, GranularMasks, ViewMasks
+from gags.settings import Count, Share, check_settings
 
 EncoderName = Literal["conse", "clip", "siglip"]
+
+_PRIOR_VIEWS = 12
+"""Views whose wholes tell what an encoder sees everywhere: their mean score hardly moves with more."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class EncodeConfig:
     """Tiles that go through the encoder at once."""
     outside: Outside = "black"
     """What a tile shows outside its mask: "black" (the paper), "gray", or the surrounding "image"."""
+    scene_prior: Share = 0.0
+    """What the built-in encoder sees everywhere in a scene says little: so much (0..1) of the classes' mean score over the
+    scene's wholes is taken from every score. Other encoders know no classes. 0: the paper."""
     reference_quirks: bool = False
     """Masks one pixel wide or high give a black tile, and smaller ones an error, as in the reference implementation."""
 
@@ -99,20 +105,57 @@ def encode(
     for view in scene.training_views:
         if view.name in skip:
             continue
-        if view.name not in masks:
-            raise GagsError(
-                f"view {view.name}: expected masks for every training view, found none; run the segment stage first"
-            )
-        view_masks = masks[view.name].masks
-        height, width = view_masks.shape[1:]
-        image = resize_image(read_image(view.image_path), width, height)
-        first, inverse = distinct_masks(view_masks)
+        view_masks, image = _masks_and_image(view, masks)
+        first, inverse = distinct_masks(view_masks.masks)
         vectors = torch.zeros(len(first), encoder.width)
         for start in range(0, len(first), config.batch_size):
             rows = first[start : start + config.batch_size]
-            tiles = make_tiles(image, view_masks[rows], encoder.tile_px, config.outside, config.reference_quirks)
+            tiles = make_tiles(image, view_masks.masks[rows], encoder.tile_px, config.outside, config.reference_quirks)
             # Encoders promise unit vectors; a half-precision model keeps that promise only to three digits.
             vectors[start : start + len(rows)] = torch.nn.functional.normalize(
                 encoder.encode_tiles(tiles).to("cpu", torch.float32), dim=1
             )
         yield view.name, vectors[inverse]
+
+
+def scene_prior(
+    scene: Scene, masks: GranularMasks, encoder: ImageTextEncoder, config: EncodeConfig
+) -> Float[Tensor, " score"] | None:
+    """What ``encode`` should take from the encoder's scores in this scene (see ``adapted``): ``config.scene_prior`` times their
+    mean over the wholes of some views.
+
+    Returns:
+        None: the setting is 0, the encoder has no scores, or these views have no wholes.
+
+    Raises:
+        GagsError: a setting out of range, a training view without masks.
+    """
+    check_settings(config, "encode.")
+    views = scene.training_views
+    if config.scene_prior == 0 or not isinstance(encoder, AdaptingEncoder) or not views:
+        return None
+    scores = []
+    for view in views[:: -(-len(views) // _PRIOR_VIEWS)]:
+        view_masks, image = _masks_and_image(view, masks)
+        wholes = view_masks.masks[view_masks.granularity == Granularity.WHOLE]
+        for start in range(0, len(wholes), config.batch_size):
+            batch = wholes[start : start + config.batch_size]
+            tiles = make_tiles(image, batch, encoder.tile_px, config.outside, config.reference_quirks)
+            scores.append(encoder.scores(tiles).to("cpu", torch.float32))
+    return config.scene_prior * torch.cat(scores).mean(dim=0) if scores else None
+
+
+def adapted(encoder: ImageTextEncoder, prior: Float[Tensor, " score"] | None) -> ImageTextEncoder:
+    """The encoder for a scene's tiles, given its ``scene_prior``. Phrases are encoded as ever."""
+    return encoder if prior is None or not isinstance(encoder, AdaptingEncoder) else encoder.adapted(prior)
+
+
+def _masks_and_image(view: View, masks: GranularMasks) -> tuple[ViewMasks, UInt8[Tensor, "height width 3"]]:
+    """A view's masks, and its photograph at their size."""
+    if view.name not in masks:
+        raise GagsError(
+            f"view {view.name}: expected masks for every training view, found none; run the segment stage first"
+        )
+    view_masks = masks[view.name]
+    height, width = view_masks.masks.shape[1:]
+    return view_masks, resize_image(read_image(view.image_path), width, height)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, Self, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +25,19 @@ class ImageTextEncoder(Protocol):
 
     def encode_phrases(self, phrases: Sequence[str]) -> Float[Tensor, "phrase width"]:
         """Unit vectors of phrases, as written: no prompt template."""
+        ...
+
+
+@runtime_checkable
+class AdaptingEncoder(ImageTextEncoder, Protocol):
+    """An encoder that can be told what it sees everywhere in a scene, which says nothing about any one thing there."""
+
+    def scores(self, tiles: Float[Tensor, "tile 3 size size"]) -> Float[Tensor, "tile score"]:
+        """What tiles look like, before it becomes a vector: the higher a score the more."""
+        ...
+
+    def adapted(self, prior: Float[Tensor, " score"]) -> Self:
+        """This encoder, with ``prior`` taken from the scores of every tile."""
         ...
 
 

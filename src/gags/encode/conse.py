@@ -17,6 +17,7 @@ one is among the first three for 57 % instead of 28 % (before colours; benchmark
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -60,6 +61,7 @@ class ConseEncoder:
         self.width = 1000 + len(COLORS)
         self.tile_px = self.config.tile_px
         self._phrases = KnownPhrases(self._encode_new)
+        self._prior = torch.zeros(1000)
         self.name = (
             f"conse: rotated square roots of class probabilities and colors (share {self.config.color_share}), "
             f"efficientnet-lite2 at {self.config.tile_px} px and temperature {self.config.tile_temperature}, "
@@ -68,12 +70,22 @@ class ConseEncoder:
 
     def encode_tiles(self, tiles: Float[Tensor, "tile 3 size size"]) -> Float[Tensor, "tile width"]:
         """Unit vectors of RGB tiles in 0..1: square roots of the classifier's probabilities and of the shares of colours."""
-        logits = torch.cat([self._classifier.logits(batch) for batch in tiles.split(self.config.batch_size)])
         return self._joined(
-            (logits / self.config.tile_temperature).softmax(dim=1),
+            ((self.scores(tiles) - self._prior) / self.config.tile_temperature).softmax(dim=1),
             tile_colors(tiles),
             torch.full((len(tiles), 1), self.config.color_share),
         )
+
+    def scores(self, tiles: Float[Tensor, "tile 3 size size"]) -> Float[Tensor, "tile 1000"]:
+        """The classifier's scores of RGB tiles in 0..1, before the softmax."""
+        return torch.cat([self._classifier.logits(batch) for batch in tiles.split(self.config.batch_size)])
+
+    def adapted(self, prior: Float[Tensor, " 1000"]) -> ConseEncoder:
+        """This encoder, with ``prior`` taken from the scores of every tile: as if classes were as likely as it says they are
+        not. Phrases stay as they are."""
+        adapted = copy.copy(self)
+        adapted._prior = prior
+        return adapted
 
     def encode_phrases(self, phrases: Sequence[str]) -> Float[Tensor, "phrase width"]:
         """Unit vectors of phrases: square roots of a softmax over likeness to the class names, and of the colours named. A

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from gags.distill import DistillState, distill, galift, lift
-from gags.encode import ImageTextEncoder, encode
+from gags.encode import ImageTextEncoder, adapted, encode, scene_prior
 from gags.errors import GagsError
 from gags.gaussians import Gaussians, read_splats, write_splats
 from gags.logs import LogRow, training_log
@@ -21,7 +21,7 @@ from gags.pipeline._config import RunConfig
 from gags.progress import track
 from gags.rasterize import render
 from gags.reconstruct import ReconstructState, measure_views, reconstruct
-from gags.runs import FieldKind, file_name
+from gags.runs import PRIOR_FILE, FieldKind, file_name, stored_prior
 from gags.scene import Scene, load_scene, save_scene
 from gags.segment import (
     Segmenter,
@@ -191,7 +191,10 @@ def make_features(
     if not stage.complete:
         with stage.building():
             done = _done(stage, scene)
-            results = encode(scene, masks, encoder, config.encode, skip=done)
+            prior = stored_prior(stage)
+            if prior is None and (prior := scene_prior(scene, masks, encoder, config.encode)) is not None:
+                write_tensors(stage.path(PRIOR_FILE), {"prior": prior})
+            results = encode(scene, masks, adapted(encoder, prior), config.encode, skip=done)
             for name, embeddings in track(results, "encode", total=len(scene.training_views) - len(done)):
                 write_tensors(stage.path(file_name(name)), {"embeddings": embeddings})
     return stage
