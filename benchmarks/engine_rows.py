@@ -17,7 +17,7 @@ from gags.gaussians import Gaussians
 from gags.geometry import Camera
 from gags.presets import FAST, PRESETS, PresetName
 from gags.rasterize import blend_weights, rasterization
-from gags.rasterize._simd import LANES, kernel, lane_sum, parallel_kernel, ramp, splat
+from gags.rasterize._simd import LANES, constant, kernel, lane_sum, parallel_kernel, splat
 from gags.reconstruct import measure_views, reconstruct, scene_extent
 from gags.reconstruct._ssim import photometric_loss, photometric_loss_by_convolution
 from gags.reconstruct._state import start_training
@@ -85,6 +85,9 @@ def listed_pairs(gaussians: Gaussians, camera: Camera, side: int = 16) -> int:
     low, high = (((means + sign * radii) / side).floor().clamp(min=0).minimum(last) for sign in (-1, 1))
     seen = radii.amin(dim=1) > 0
     return int((high - low + 1)[seen].prod(dim=1).sum()) * side * side
+
+
+ramp = constant(*range(LANES))
 
 
 @kernel

@@ -111,6 +111,10 @@ def test_the_loss_of_a_subspace_weighs_what_it_weighs_in_the_whole_space(damaged
     subspace = _subspace(damaged.scene, damaged.embeddings, replace(FAST, subspace_width=9))
     assert subspace is not None
     torch.testing.assert_close(subspace.basis @ subspace.basis.T, torch.eye(9), rtol=0, atol=1e-5)
+    # a training goes on in the coordinates that it began with, whatever signs another library gives
+    state = DistillState(3, {"subspace": -subspace.basis})
+    again = _subspace(damaged.scene, damaged.embeddings, replace(FAST, subspace_width=9), state)
+    assert again is not None and torch.equal(again.basis, -subspace.basis)
     coordinates = torch.randn(4000, 9, generator=torch.Generator().manual_seed(0))
     inside, whole = coordinates.abs().mean() * subspace.loss_factor, (coordinates @ subspace.basis).abs().mean()
     torch.testing.assert_close(inside, whole, rtol=0.05, atol=0)

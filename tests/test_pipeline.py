@@ -26,8 +26,9 @@ from gags.errors import GagsError
 from gags.pipeline import RunConfig, run
 from gags.presets import TINY
 from gags.query import QueryConfig, query, query_3d
-from gags.runs import Run, evaluate_run, open_run, stored_prior
+from gags.runs import PRIOR_FILE, Run, evaluate_run, file_name, open_run, stored_prior
 from gags.scene import SceneConfig
+from gags.store import read_json, write_json, write_tensors
 
 # the 30 px kernel of the paper is for photographs; here a whole ball is 28 px wide, and 56 px in the labels
 QUERY = QueryConfig(kernel_px=5)
@@ -155,10 +156,17 @@ def test_an_encoder_is_adapted_to_the_scene_once(finished: Run, tiny_scene: Path
     raw = finished.embeddings[first.name]
     expected = torch.nn.functional.normalize(raw - prior, dim=1)
     torch.testing.assert_close(result.embeddings[first.name], expected)
-    # a stage that was cut off goes on with the prior that it began with, and the teacher's held-out views take it too
+    # the teacher's held-out views take it too
     again = open_run(out, ToldEncoder())
     assert isinstance(again.tile_encoder, ToldEncoder) and torch.equal(again.tile_encoder.prior, prior)
     assert finished.tile_encoder is finished.encoder
+    # a stage that was cut off goes on with the prior that it began with, whatever that was
+    stage = result.folder.finished_stage("features")
+    write_tensors(stage.path(PRIOR_FILE), {"prior": torch.zeros(9)})
+    stage.path(file_name(first.name)).unlink()
+    write_json(stage.path("stage.json"), read_json(stage.path("stage.json")) | {"complete": False})
+    resumed = run(tiny_scene, out, config, segmenter=tiny.TrueSegmenter(), encoder=ToldEncoder())
+    torch.testing.assert_close(resumed.embeddings[first.name], raw)
 
 
 def test_a_field_of_earlier_splats_is_not_asked(finished: Run, tiny_scene: Path, tmp_path: Path) -> None:

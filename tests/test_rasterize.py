@@ -79,6 +79,29 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("n", "channels", "width", "height"),
+    [(300, 3, 9, 7), (300, 17, 9, 7), (12, 16, 1, 1), (12, 33, 5, 4), (12, 32, 3, 18), (12, 0, 5, 4)],
+)
+def test_long_lists_small_pictures_and_all_numbers_of_channels(n: int, channels: int, width: int, height: int) -> None:
+    """Longer than a chunk of a tile's splats, some of them too faint to end a pixel; smaller than a tile."""
+    splats = make_splats(seed=n + channels, n=n, channels=channels)
+    K = torch.tensor([[[58.0, 0.0, width / 2 + 0.2], [0.0, 29.0, height / 2 - 0.1], [0.0, 0.0, 1.0]]])
+    opacities = torch.where(torch.arange(n) % 2 == 0, 0.02, splats.opacities)
+    splats = replace(splats, Ks=K, opacities=opacities, scales=splats.scales * 0.3 if n > 100 else splats.scales)
+    fast, slow = splats.leaves(torch.float32), splats.leaves(torch.float64)
+    picture, alpha, _ = rasterization(*fast.tensors(), width, height)
+    expected, expected_alpha = slow_rasterization(*slow.tensors(), width, height)
+    torch.testing.assert_close(picture.double(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(alpha.double(), expected_alpha, rtol=0, atol=1e-5)
+    toward = torch.randn(picture.shape, generator=torch.Generator().manual_seed(3))
+    ((picture * toward).sum() + alpha.sum()).backward()
+    ((expected * toward).sum() + expected_alpha.sum()).backward()
+    for name in ("means", "quats", "scales", "opacities", "colors"):
+        mine, twin = getattr(fast, name).grad, getattr(slow, name).grad
+        assert (mine - twin).norm() <= 1e-3 * twin.norm(), name
+
+
 @pytest.mark.parametrize("with_background", [False, True], ids=["black", "background"])
 @pytest.mark.parametrize(("scene", "options"), CASES)
 def test_values_and_gradients_are_those_of_the_double_loop(scene: dict, options: dict, with_background: bool) -> None:

@@ -57,8 +57,8 @@ logger = logging.getLogger(__name__)
 FieldKind = Literal["gad", "lift", "galift"]
 """Learned, lifted from all levels alike, lifted from the level each Gaussian trusts."""
 FIELD_KINDS: tuple[FieldKind, ...] = ("gad", "lift", "galift")
-PRIOR_FILE = "prior.safetensors"
-"""Beside the features: what their encoder was adapted by."""
+PRIOR_FILE = "%prior.safetensors"
+"""Beside the features: what their encoder was adapted by. No view's ``file_name`` has a percent sign before a letter."""
 Product = TypeVar("Product")
 
 
@@ -139,7 +139,7 @@ class Run:
             )
         return encoder
 
-    @property
+    @cached_property
     def tile_encoder(self) -> ImageTextEncoder:
         """``encoder`` as the run's masks were encoded with it: adapted to the scene."""
         return adapted(self.encoder, stored_prior(self.folder.finished_stage("features")))

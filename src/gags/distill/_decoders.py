@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gags.devices import multiplies_bfloat16
 from gags.errors import GagsError
 
 _HIDDEN_WIDTH = 256
@@ -61,7 +62,6 @@ class FeatureDecoder(nn.Module):
         """The matrix that turns ``codes`` into the dot products of decoded features with vectors."""
         return self._last_layer().T @ vectors.T
 
-    @torch.inference_mode()
     def products(
         self, features: Float[Tensor, "row d"], vectors: Float[Tensor, "vector embedding"], rounded: bool
     ) -> Float[Tensor, "row vector"]:
@@ -76,15 +76,18 @@ class FeatureDecoder(nn.Module):
         parts = []
         for chunk in features.split(_ROWS_TOGETHER):
             hidden = decoder._hidden(chunk)
+            # sums of 256 squares, and what follows, would lose in bfloat16 what relevancy needs
             lengths = functional.linear(hidden, triangle[:, :-1], triangle[:, -1]).norm(
                 dim=1, keepdim=True, dtype=torch.float32
             )
+            # the floor of torch's normalize: a zero vector gives zeros
             parts.append((hidden.float() @ folded[:-1] + folded[-1]) / lengths.clamp(min=1e-12))
         return torch.cat(parts)
 
     def out_of_subspace(self, basis: Float[Tensor, "subspace embedding"]) -> FeatureDecoder:
         """The decoder to the space in which this one's unit vectors are coordinates along orthonormal rows: their lengths stay."""
         layers = [layer for layer in self.layers if isinstance(layer, nn.Linear)]
+        # what was learned is not learned on
         weights, biases = [layer.weight.detach() for layer in layers], [layer.bias.detach() for layer in layers]
         weights[-1], biases[-1] = basis.T @ weights[-1], biases[-1] @ basis
         return FeatureDecoder.from_layers(weights, biases).to(basis.device).requires_grad_(False)
@@ -202,8 +205,9 @@ def _linear_layers(widths: Sequence[int]) -> nn.ModuleList:
 def _positive(layer: nn.Module, features: Float[Tensor, "*batch inner"]) -> Float[Tensor, "*batch outer"]:
     """ReLU of a linear layer."""
     assert isinstance(layer, nn.Linear)
-    if layer.weight.dtype == torch.bfloat16 and features.device.type == "cpu" and not torch.is_grad_enabled():
-        # both in one pass over memory, which takes as long as the product
+    on_cpu = features.device.type == "cpu" and multiplies_bfloat16(features.device)
+    if layer.weight.dtype == torch.bfloat16 and on_cpu and not torch.is_grad_enabled():
+        # both in one pass over memory, which takes as long as the product; torch has it for its own compiler alone
         return torch.ops.mkldnn._linear_pointwise(features, layer.weight, layer.bias, "relu", [], "")
     # not in place, which is slower in bfloat16
     return layer(features).relu()

@@ -193,7 +193,7 @@ def distill(
             state of another scene.
     """
     check_settings(config, "distill.")
-    subspace = _subspace(scene, embeddings, config)
+    subspace = _subspace(scene, embeddings, config, resume)
     views = _training_views(scene, gaussians, masks, embeddings, config, subspace)
     target_width = views[0].labels.embeddings.shape[1]
     training = _Training(len(gaussians), target_width, config, gaussians.means.device, subspace)
@@ -305,6 +305,8 @@ class _Training:
             tensors |= {
                 f"adam.{entry}.{name}": value.clone() for entry, value in self.optimizer.state[parameter].items()
             }
+        if self.subspace is not None:
+            tensors["subspace"] = self.subspace.basis.clone()
         tensors["history"] = torch.tensor(self.history, dtype=torch.float64).reshape(-1, len(_LOSSES))
         tensors["running"] = torch.tensor(self.running, dtype=torch.float64)
         return DistillState(iteration, tensors)
@@ -399,15 +401,23 @@ class _Training:
         return parameters
 
 
-def _subspace(scene: Scene, embeddings: MaskEmbeddings, config: DistillConfig) -> _Subspace | None:
-    """The subspace of the settings; None for the whole space."""
+def _subspace(
+    scene: Scene, embeddings: MaskEmbeddings, config: DistillConfig, resume: DistillState | None = None
+) -> _Subspace | None:
+    """The subspace of the settings, in the coordinates that an interrupted training began with; None for the whole space."""
     if config.subspace_width is None or config.reference_quirks or not scene.training_views:
         return None
     basis, statistics = embedding_subspace(scene.training_views, embeddings, config.subspace_width)
     # Mean absolute error takes medians coordinate by coordinate, and principal coordinates are mostly about 0: turned by
     # the discrete cosine transform, every coordinate has a share in every direction.
+    # float32, as the basis is
     rotation = torch.from_numpy(dct(np.eye(len(basis)), norm="ortho")).float()
-    return _Subspace(rotation @ basis, statistics)
+    turned = rotation @ basis
+    began_with = resume.tensors.get("subspace") if resume is not None else None
+    # the signs of principal directions are a library's choice, and it may have been another
+    if began_with is not None and began_with.shape == turned.shape:
+        turned = began_with.to(turned.device)
+    return _Subspace(turned, statistics)
 
 
 def _training_views(

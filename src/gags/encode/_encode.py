@@ -25,7 +25,7 @@ from gags.settings import Count, Share, check_settings
 EncoderName = Literal["conse", "clip", "siglip"]
 
 _PRIOR_VIEWS = 12
-"""Views whose wholes tell what an encoder sees everywhere: their mean score hardly moves with more."""
+"""At most so many views tell by their wholes what an encoder sees everywhere: their mean score hardly moves with more."""
 
 
 @dataclass(frozen=True)

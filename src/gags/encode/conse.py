@@ -81,8 +81,7 @@ class ConseEncoder:
         return torch.cat([self._classifier.logits(batch) for batch in tiles.split(self.config.batch_size)])
 
     def adapted(self, prior: Float[Tensor, " 1000"]) -> ConseEncoder:
-        """This encoder, with ``prior`` taken from the scores of every tile: as if classes were as likely as it says they are
-        not. Phrases stay as they are."""
+        """This encoder, with ``prior`` taken from the scores of every tile. Phrases stay as they are."""
         adapted = copy.copy(self)
         adapted._prior = prior
         return adapted

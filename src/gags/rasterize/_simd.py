@@ -1,4 +1,4 @@
-"""A row of pixels as one value: fixed-width float32 vectors for numba kernels.
+"""A block of pixels as one value: fixed-width float32 vectors for numba kernels.
 
 Numba leaves vectorising to LLVM's loop vectoriser, which gives up (or gathers) where loops carry several arrays; and it
 has no vector exponential. Here a ``Lanes`` value is an LLVM vector: ``a * b + c`` on it is one instruction a register,
@@ -27,7 +27,7 @@ parallel_kernel: Any = njit(cache=True, parallel=True)
 """The same with ``prange`` loops on numba's threads."""
 
 LANES = 16
-"""Pixels in a vector."""
+"""Pixels in a vector. Blocks of 4 x 4 in tiles of 64 x 16, 64 of them, hang on it (``_blocks.py``, ``range_bits``)."""
 
 TAKERS = 256
 """Tasks that share work by ``take_next``: at least as many as there are threads; those that come late find nothing to do."""
@@ -169,10 +169,6 @@ def constant(*values: float) -> Any:
         return lanes_type(), lambda context, builder, signature, args: ir.Constant(_FLOATS, [float(v) for v in values])
 
     return function
-
-
-ramp = constant(*range(LANES))
-"""The vector 0, 1, 2, ..."""
 
 
 # numba compares an overload's signature with that of what it returns, annotations included: overloads have none

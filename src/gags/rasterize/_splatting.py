@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float32, Int32, Int64, UInt32, UInt64
+from jaxtyping import Float32, Int32, Int64, UInt64
 from numba import prange
 
 from gags.rasterize._blocks import (
@@ -59,7 +59,7 @@ N_MOMENTS = 8
 FEW_CHANNELS = 4
 """So many are added where they are drawn."""
 _GROUP = 8
-"""Of more channels, a vector of them is added to so many pixels in one go: sums that stay in registers."""
+"""Of more channels, a vector of them is added to so many pixels in one go: sums in registers, p0 to p7 of ``_draw_group``."""
 
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _NO_BLOCK, _ONE_BLOCK = np.uint64(0), np.uint64(1)
@@ -75,6 +75,7 @@ def _add(
     channel: int,
     weight: Lanes,
 ) -> None:
+    """Add a splat to one channel of a block."""
     store(shades, at, load(shades, at) + weight * load_splat(colors, channel))
 
 
@@ -106,7 +107,7 @@ def _draw_group(
     channel: int,
     weights: Float32[np.ndarray, " weight"],
     lane: int,
-    rows: UInt32[np.ndarray, " waiting"],
+    rows: Int64[np.ndarray, " waiting"],
     first: int,
     stop: int,
 ) -> None:
@@ -120,7 +121,7 @@ def _draw_group(
     p6 = load(shades, at + 6 * stride)
     p7 = load(shades, at + 7 * stride)
     for entry in range(first, stop):
-        color, weight = load(colors, np.int64(rows[entry]) + channel), entry * LANES + lane
+        color, weight = load(colors, rows[entry] + channel), entry * LANES + lane
         p0 = p0 + color * load_splat(weights, weight)
         p1 = p1 + color * load_splat(weights, weight + 1)
         p2 = p2 + color * load_splat(weights, weight + 2)
@@ -145,7 +146,7 @@ def _draw_waiting(
     colors: Float32[np.ndarray, " color_float"],
     n_channels: int,
     weights: Float32[np.ndarray, " weight"],
-    rows: UInt32[np.ndarray, " waiting"],
+    rows: Int64[np.ndarray, " waiting"],
     counts: Int64[np.ndarray, " block"],
 ) -> None:
     """Add what waits for each block to all its channels."""
@@ -163,7 +164,7 @@ def _blend_tile(
     planes: tuple[
         Float32[np.ndarray, " plane_float"], Float32[np.ndarray, " plane_float"], Float32[np.ndarray, " shade_float"]
     ],
-    waiting: tuple[Float32[np.ndarray, " weight"], UInt32[np.ndarray, " waiting"], Int64[np.ndarray, " block"]],
+    waiting: tuple[Float32[np.ndarray, " weight"], Int64[np.ndarray, " waiting"], Int64[np.ndarray, " block"]],
     splats: Float32[np.ndarray, "splat column"],
     colors: Float32[np.ndarray, "splat channel"],
     ranks: Int32[np.ndarray, " entry"],
@@ -278,7 +279,7 @@ def blend(
             n_waiting = N_BLOCKS * CHUNK_SPLATS if n_padded > FEW_CHANNELS else 0
             waiting = (
                 aligned_zeros(n_waiting * LANES),
-                np.empty(n_waiting, np.uint32),
+                np.empty(n_waiting, np.int64),
                 np.zeros(N_BLOCKS, np.int64),
             )
             while tile < n_tiles:
@@ -293,8 +294,8 @@ def blend(
 
 
 def padded(n_channels: int) -> int:
-    """Columns of the colours that ``blend`` takes."""
-    return n_channels if n_channels <= FEW_CHANNELS else -(-n_channels // LANES) * LANES
+    """Columns of the colours that ``blend`` takes: one at least, which is drawn without asking."""
+    return max(n_channels, 1) if n_channels <= FEW_CHANNELS else -(-n_channels // LANES) * LANES
 
 
 @kernel

@@ -1,8 +1,8 @@
 """Which Gaussians touch which tile, front to back: depth order, packing, tile lists.
 
 A splat is drawn where alpha = opacity * exp(-sigma) >= 1/255, an ellipse. With p(dx, dy) = log2(opacity) - log2(e)
-sigma(dx, dy) that is p >= -log2(255), and on one pixel row an interval, known in closed form: tiles and rows that a
-splat does not reach are never visited.
+sigma(dx, dy) that is p >= -log2(255), and on one pixel row an interval, known in closed form: tiles and blocks of pixels
+that a splat does not reach are never visited.
 """
 
 from __future__ import annotations
