@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gags.rasterize import _projection, _spherical, _splatting, _tiles
+from gags.rasterize import _projection, _spherical, _splatting, _splatting_gradients, _tiles
 from gags.rasterize._projection import CHUNK
 
 
@@ -153,7 +153,7 @@ class Blend(torch.autograd.Function):
         means2d, conics, colors, opacities = ctx.saved_tensors
         order, splats, packed_colors, starts, ranks, slots, slot_starts, transmittance, last_drawn = ctx.lists
         absgrad = ctx.absgrad_of is not None
-        records = _splatting.blend_backward(
+        records = _splatting_gradients.blend_backward(
             splats,
             packed_colors,
             starts,
@@ -167,7 +167,7 @@ class Blend(torch.autograd.Function):
         )
         outputs = [torch.zeros(x.shape) for x in (means2d, conics, opacities, colors)]
         v_absolute = torch.zeros(means2d.shape if absgrad else (0, 2))
-        _splatting.gather_gradients(
+        _splatting_gradients.gather_gradients(
             order,
             slot_starts,
             records,
