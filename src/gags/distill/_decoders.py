@@ -205,8 +205,8 @@ def _linear_layers(widths: Sequence[int]) -> nn.ModuleList:
 def _positive(layer: nn.Module, features: Float[Tensor, "*batch inner"]) -> Float[Tensor, "*batch outer"]:
     """ReLU of a linear layer."""
     assert isinstance(layer, nn.Linear)
-    on_cpu = features.device.type == "cpu" and multiplies_bfloat16(features.device)
-    if layer.weight.dtype == torch.bfloat16 and on_cpu and not torch.is_grad_enabled():
+    has_both = features.device.type == "cpu" and multiplies_bfloat16(features.device)
+    if layer.weight.dtype == torch.bfloat16 and has_both and not torch.is_grad_enabled():
         # both in one pass over memory, which takes as long as the product; torch has it for its own compiler alone
         return torch.ops.mkldnn._linear_pointwise(features, layer.weight, layer.bias, "relu", [], "")
     # not in place, which is slower in bfloat16

@@ -21,14 +21,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.fft import dct
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gags.devices import multiplies_bfloat16
 from gags.distill._decoders import FeatureDecoder, GranularityDecoder
 from gags.distill._field import FieldMeta, LanguageField
-from gags.distill._lift import embedding_subspace
 from gags.distill._losses import (
     absolute_difference,
     balanced_rows,
@@ -36,6 +34,7 @@ from gags.distill._losses import (
     region_variance,
     sampled_rows,
 )
+from gags.distill._subspace import Subspace, target_subspace
 from gags.distill._targets import (
     TargetMode,
     ViewLabels,
@@ -148,22 +147,6 @@ class ViewLosses:
 
 
 @dataclass(frozen=True)
-class _Subspace:
-    """Where targets and decoded vectors are compared."""
-
-    basis: Float[Tensor, "target embedding"]
-    """Orthonormal rows."""
-    statistics: Mapping[str, float]
-    """What it keeps of the masks' embeddings."""
-
-    @property
-    def loss_factor(self) -> float:
-        """Multiplies mean absolute differences of coordinates, so that the other losses keep their weights beside them: in
-        coordinates of which none is special those of a vector go with its length by the root of their number."""
-        return (self.basis.shape[0] / self.basis.shape[1]) ** 0.5
-
-
-@dataclass(frozen=True)
 class _TrainingView:
     labels: ViewLabels
     blend: BlendWeights
@@ -257,7 +240,7 @@ class _Training:
         target_width: int,
         config: DistillConfig,
         device: torch.device,
-        subspace: _Subspace | None = None,
+        subspace: Subspace | None = None,
     ) -> None:
         self.config, self.subspace = config, subspace
         self.features = torch.zeros(gaussian_count, config.feature_width, device=device, requires_grad=True)
@@ -403,21 +386,12 @@ class _Training:
 
 def _subspace(
     scene: Scene, embeddings: MaskEmbeddings, config: DistillConfig, resume: DistillState | None = None
-) -> _Subspace | None:
-    """The subspace of the settings, in the coordinates that an interrupted training began with; None for the whole space."""
+) -> Subspace | None:
+    """The subspace of the settings; None for the whole space."""
     if config.subspace_width is None or config.reference_quirks or not scene.training_views:
         return None
-    basis, statistics = embedding_subspace(scene.training_views, embeddings, config.subspace_width)
-    # Mean absolute error takes medians coordinate by coordinate, and principal coordinates are mostly about 0: turned by
-    # the discrete cosine transform, every coordinate has a share in every direction.
-    # float32, as the basis is
-    rotation = torch.from_numpy(dct(np.eye(len(basis)), norm="ortho")).float()
-    turned = rotation @ basis
     began_with = resume.tensors.get("subspace") if resume is not None else None
-    # the signs of principal directions are a library's choice, and it may have been another
-    if began_with is not None and began_with.shape == turned.shape:
-        turned = began_with.to(turned.device)
-    return _Subspace(turned, statistics)
+    return target_subspace(scene.training_views, embeddings, config.subspace_width, began_with)
 
 
 def _training_views(
@@ -426,7 +400,7 @@ def _training_views(
     masks: GranularMasks,
     embeddings: MaskEmbeddings,
     config: DistillConfig,
-    subspace: _Subspace | None,
+    subspace: Subspace | None,
 ) -> list[_TrainingView]:
     """Labels and blend weights of the training views that have a labelled pixel."""
     if not scene.training_views:

@@ -107,22 +107,20 @@ def encode(
             continue
         view_masks, image = _masks_and_image(view, masks)
         first, inverse = distinct_masks(view_masks.masks)
-        vectors = torch.zeros(len(first), encoder.width)
-        for start in range(0, len(first), config.batch_size):
-            rows = first[start : start + config.batch_size]
-            tiles = make_tiles(image, view_masks.masks[rows], encoder.tile_px, config.outside, config.reference_quirks)
-            # Encoders promise unit vectors; a half-precision model keeps that promise only to three digits.
-            vectors[start : start + len(rows)] = torch.nn.functional.normalize(
-                encoder.encode_tiles(tiles).to("cpu", torch.float32), dim=1
-            )
-        yield view.name, vectors[inverse]
+        batches = _batches_of_tiles(image, view_masks.masks[first], encoder.tile_px, config)
+        vectors = [encoder.encode_tiles(tiles).to("cpu", torch.float32) for tiles in batches]
+        # Encoders promise unit vectors; a half-precision model keeps that promise only to three digits.
+        yield (
+            view.name,
+            torch.nn.functional.normalize(torch.cat([torch.zeros(0, encoder.width), *vectors]), dim=1)[inverse],
+        )
 
 
 def scene_prior(
     scene: Scene, masks: GranularMasks, encoder: ImageTextEncoder, config: EncodeConfig
 ) -> Float[Tensor, " score"] | None:
     """What ``encode`` should take from the encoder's scores in this scene (see ``adapted``): ``config.scene_prior`` times their
-    mean over the wholes of some views.
+    mean over the wholes of some views (logit adjustment, Menon et al., ICLR 2021; here the prior is the scene's own).
 
     Returns:
         None: the setting is 0, the encoder has no scores, or these views have no wholes.
@@ -138,16 +136,23 @@ def scene_prior(
     for view in views[:: -(-len(views) // _PRIOR_VIEWS)]:
         view_masks, image = _masks_and_image(view, masks)
         wholes = view_masks.masks[view_masks.granularity == Granularity.WHOLE]
-        for start in range(0, len(wholes), config.batch_size):
-            batch = wholes[start : start + config.batch_size]
-            tiles = make_tiles(image, batch, encoder.tile_px, config.outside, config.reference_quirks)
-            scores.append(encoder.scores(tiles).to("cpu", torch.float32))
+        batches = _batches_of_tiles(image, wholes, encoder.tile_px, config)
+        scores += [encoder.scores(tiles).to("cpu", torch.float32) for tiles in batches]
     return config.scene_prior * torch.cat(scores).mean(dim=0) if scores else None
 
 
 def adapted(encoder: ImageTextEncoder, prior: Float[Tensor, " score"] | None) -> ImageTextEncoder:
     """The encoder for a scene's tiles, given its ``scene_prior``. Phrases are encoded as ever."""
     return encoder if prior is None or not isinstance(encoder, AdaptingEncoder) else encoder.adapted(prior)
+
+
+def _batches_of_tiles(
+    image: UInt8[Tensor, "height width 3"], masks: Bool[Tensor, "mask height width"], tile_px: int, config: EncodeConfig
+) -> Iterator[Float[Tensor, "batch 3 size size"]]:
+    """The tiles of masks, so many at once."""
+    for start in range(0, len(masks), config.batch_size):
+        rows = masks[start : start + config.batch_size]
+        yield make_tiles(image, rows, tile_px, config.outside, config.reference_quirks)
 
 
 def _masks_and_image(view: View, masks: GranularMasks) -> tuple[ViewMasks, UInt8[Tensor, "height width 3"]]:

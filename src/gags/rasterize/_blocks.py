@@ -181,10 +181,10 @@ def bell(splats: Float32[np.ndarray, "splat column"], rank: int) -> tuple[Lanes,
 
 @kernel
 def falloff(
-    bell: tuple[Lanes, Lanes, Lanes, Lanes, Lanes, Lanes], centers: Float32[np.ndarray, " center"], block: int
+    shape: tuple[Lanes, Lanes, Lanes, Lanes, Lanes, Lanes], centers: Float32[np.ndarray, " center"], block: int
 ) -> tuple[Lanes, Lanes, Lanes]:
-    """(dx, dy, opacity x exp(-sigma)) of a splat at the pixels of a block."""
-    mean_x, mean_y, xx, xy, yy, log2_opacity = bell
+    """(dx, dy, opacity x exp(-sigma)) of a splat, given its ``bell``, at the pixels of a block."""
+    mean_x, mean_y, xx, xy, yy, log2_opacity = shape
     dx = load(centers, (block % _ACROSS) * LANES) - mean_x
     dy = load(centers, (_ACROSS + block // _ACROSS) * LANES) - mean_y
     # which products are rounded is said, so that forward and backward see the same numbers

@@ -51,6 +51,10 @@ _GROUP = 8
 """Of more channels, a vector of them is added to so many pixels in one go: sums in registers, p0 to p7 of ``_draw_group``."""
 
 _ZERO = np.float32(0.0)
+_Planes = tuple[
+    Float32[np.ndarray, " plane_float"], Float32[np.ndarray, " plane_float"], Float32[np.ndarray, " shade_float"]
+]
+"""Of a tile, block by block: transmittance, each pixel's last splat (empty: not noted), channels."""
 _NO_BLOCK, _ONE_BLOCK = np.uint64(0), np.uint64(1)
 NOTHING_DRAWN = np.float32(-1.0)
 """Stands for the position of a pixel's last splat where it has none."""
@@ -150,17 +154,15 @@ def _draw_waiting(
 
 @kernel
 def _blend_tile(
-    planes: tuple[
-        Float32[np.ndarray, " plane_float"], Float32[np.ndarray, " plane_float"], Float32[np.ndarray, " shade_float"]
-    ],
+    planes: _Planes,
     waiting: tuple[Float32[np.ndarray, " weight"], Int64[np.ndarray, " waiting"], Int64[np.ndarray, " block"]],
     splats: Float32[np.ndarray, "splat column"],
-    colors: Float32[np.ndarray, "splat channel"],
+    colors: Float32[np.ndarray, "splat padded_channel"],
     ranks: Int32[np.ndarray, " entry"],
     left: int,
     top: int,
 ) -> None:
-    """Blend the splats of one tile into ``planes``: transmittance, each pixel's last splat (empty: not noted), channels.
+    """Blend the splats of one tile into ``planes``.
 
     ``waiting`` holds weights, where their colours begin, CHUNK_SPLATS of each block, and how many they are; nothing if
     there are few channels.
@@ -205,9 +207,7 @@ def _write_tile(
     image: Float32[np.ndarray, "height width channel"],
     transmittance: Float32[np.ndarray, "height width"],
     last_drawn: Float32[np.ndarray, "height width"],
-    planes: tuple[
-        Float32[np.ndarray, " plane_float"], Float32[np.ndarray, " plane_float"], Float32[np.ndarray, " shade_float"]
-    ],
+    planes: _Planes,
     left: int,
     top: int,
 ) -> None:

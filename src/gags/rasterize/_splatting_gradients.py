@@ -53,6 +53,15 @@ _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _NO_BLOCK, _ONE_BLOCK = np.uint64(0), np.uint64(1)
 _LN2 = math.log(2.0)
 
+_Planes = tuple[
+    Float32[np.ndarray, " plane_float"],
+    Float32[np.ndarray, " plane_float"],
+    Float32[np.ndarray, " plane_float"],
+    Float32[np.ndarray, " shade_float"],
+]
+"""Of a tile, block by block: transmittance behind the current splat; what lies behind it, sum_j>i weight_j <colour_j, v> + T_end
+<dL/dT_end>; the last drawn splat; then v = dL/dcolour."""
+
 
 @kernel
 def _close_record(
@@ -92,12 +101,7 @@ def _color_backward(
 
 @kernel
 def _chunk_backward(
-    planes: tuple[
-        Float32[np.ndarray, " plane_float"],
-        Float32[np.ndarray, " plane_float"],
-        Float32[np.ndarray, " plane_float"],
-        Float32[np.ndarray, " shade_float"],
-    ],
+    planes: _Planes,
     centers: Float32[np.ndarray, " center"],
     reached: UInt64[np.ndarray, " entry"],
     first: int,
@@ -150,12 +154,7 @@ def _chunk_backward(
 
 @kernel
 def _blend_tile_backward(
-    planes: tuple[
-        Float32[np.ndarray, " plane_float"],
-        Float32[np.ndarray, " plane_float"],
-        Float32[np.ndarray, " plane_float"],
-        Float32[np.ndarray, " shade_float"],
-    ],
+    planes: _Planes,
     splats: Float32[np.ndarray, "splat column"],
     colors: Float32[np.ndarray, "splat padded_channel"],
     ranks: Int32[np.ndarray, " entry"],
@@ -165,11 +164,7 @@ def _blend_tile_backward(
     top: int,
     absgrad: bool,
 ) -> None:
-    """Go through a tile's splats from back to front and write their records.
-
-    ``planes``: transmittance behind the current splat; what lies behind it, sum_j>i weight_j <colour_j, v> + T_end
-    <dL/dT_end>; the last drawn splat; then v = dL/dcolour.
-    """
+    """Go through a tile's splats from back to front and write their records."""
     gradient = aligned_zeros((records.shape[1] - N_MOMENTS) * LANES)
     centers, reached = aligned_zeros(N_CENTERS), np.empty(CHUNK_SPLATS, np.uint64)
     set_centers(centers, left, top)
@@ -187,12 +182,7 @@ def _blend_tile_backward(
 
 @kernel
 def _read_tile(
-    planes: tuple[
-        Float32[np.ndarray, " plane_float"],
-        Float32[np.ndarray, " plane_float"],
-        Float32[np.ndarray, " plane_float"],
-        Float32[np.ndarray, " shade_float"],
-    ],
+    planes: _Planes,
     transmittance: Float32[np.ndarray, "height width"],
     last_drawn: Float32[np.ndarray, "height width"],
     v_image: Float32[np.ndarray, "height width channel"],
