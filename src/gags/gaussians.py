@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+import gags.devices  # noqa: F401 (before the first exp of a scene: it has MKL choose its kernels)
 from gags.errors import GagsError
 from gags.store import write_atomically
 
