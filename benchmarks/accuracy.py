@@ -85,7 +85,12 @@ class WithoutDepth:
         self.name = segmenter.name
         self._segmenter = segmenter
 
-    def prepare(self, image: UInt8[Tensor, "height width 3"], depth: Float[Tensor, "height width"] | None) -> Any:
+    def prepare(
+        self,
+        image: UInt8[Tensor, "height width 3"],
+        depth: Float[Tensor, "height width"] | None,
+        relative_depth: Float[Tensor, "height width"] | None = None,
+    ) -> Any:
         return self._segmenter.prepare(image, None)
 
 

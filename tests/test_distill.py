@@ -87,7 +87,9 @@ def test_a_rendered_map_decodes_to_what_is_there(field: LanguageField, damaged: 
     assert ((decoded @ damaged.truth.T).argmax(dim=-1) == blob)[blob >= 0].float().mean() > 0.95
 
 
-@pytest.mark.parametrize("change", [{"views_per_iteration": 2}, {"decoder_dtype": "bfloat16"}, {"target": "median"}])
+@pytest.mark.parametrize(
+    "change", [{"views_per_iteration": 2}, {"decoder_dtype": "bfloat16"}, {"target": "median"}, {"final_lr": 0.05}]
+)
 def test_other_schedules_learn_too(damaged: BlobScene, change: dict) -> None:
     history = _distill(damaged, replace(FAST, iterations=40, **change)).meta.statistics["history"]
     assert history[-1]["distill"] < 0.95 * history[0]["distill"]

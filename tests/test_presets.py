@@ -41,6 +41,7 @@ PAPER_NUMBERS: dict[str, dict[str, Any]] = {
         "feature_lr": 1e-3,
         "adam_eps": 1e-15,
         "decoder_lr": 1e-4,
+        "final_lr": 1.0,
         "decoder_dtype": "float32",
         "entropy_weight": (0.001, 0.002),
         "region_weight": 0.1,
@@ -56,6 +57,7 @@ EFFORT = {
     "subspace_width",
     "feature_lr",
     "decoder_lr",
+    "final_lr",
     "decoder_dtype",
     "max_side_px",
     "checkpoint_every",
@@ -116,3 +118,14 @@ def test_other_presets_have_the_same_objective(preset: str) -> None:
 def test_the_region_variance_begins_with_the_late_weights() -> None:
     config = DistillConfig(iterations=7, late_start=0.5)
     assert [config.loss_weights(iteration)[1] > 0 for iteration in range(7)] == [False] * 4 + [True] * 3
+
+
+def test_learning_rates_fall_in_the_late_half_alone() -> None:
+    assert PAPER.distill.learning_rates(0) == PAPER.distill.learning_rates(29_999) == (1e-3, 1e-4)
+    config = DistillConfig(iterations=8, feature_lr=0.08, decoder_lr=0.8, final_lr=1 / 16)
+    rates = [config.learning_rates(iteration) for iteration in range(9)]
+    assert rates[:5] == [(0.08, 0.8)] * 5
+    assert [decoder for _, decoder in rates[5:]] == pytest.approx([0.4, 0.2, 0.1, 0.05])
+    assert [features for features, _ in rates[5:]] == pytest.approx([0.04, 0.02, 0.01, 0.005])
+    # with nothing late they stay
+    assert dataclasses.replace(config, late_start=1.0).learning_rates(7) == (0.08, 0.8)

@@ -58,6 +58,24 @@ def test_depth_separates_what_colour_does_not() -> None:
     assert (whole & box).sum() / box.sum() > 0.5
 
 
+def test_what_is_far_is_cut_finer(picture: tuple[Tensor, Tensor]) -> None:
+    image, disc = picture
+    left_half = disc & (torch.arange(WIDTH) <= 70)
+
+    def whole(relative_depth: float, exponent: float = 2.0) -> Bool[Tensor, "height width"]:
+        config = HierarchyConfig(n_superpixels=200, depth_exponent=exponent)
+        prepared = HierarchySegmenter(config).prepare(image, None, torch.full((HEIGHT, WIDTH), relative_depth))
+        return prepared.propose(torch.tensor([[62.0, 40.0]])).masks[0, 2]
+
+    def iou(a: Tensor, b: Tensor) -> float:
+        return float((a & b).sum() / (a | b).sum())
+
+    assert iou(whole(1.0), disc) > 0.85 and iou(whole(1.7), left_half) > 0.85
+    assert torch.equal(whole(1.7, exponent=0.0), whole(1.0))
+    (untold,) = segmenter().prepare(image, None).propose(torch.tensor([[62.0, 40.0]])).masks[:, 2]
+    assert torch.equal(untold, whole(1.0))
+
+
 def test_equal_images_give_equal_answers(picture: tuple[Tensor, Tensor]) -> None:
     points = torch.tensor([[5.5, 7.5], [70.5, 40.5]])
     first, second = (segmenter().prepare(picture[0], None).propose(points) for _ in range(2))

@@ -19,7 +19,9 @@ from gags.segment._prompts import (
     nearest_depth_map,
     nearest_depths,
     prompts_per_side,
+    relative_depth_map,
     uniform_prompts,
+    usual_depths,
     visible_pixels,
 )
 
@@ -100,6 +102,28 @@ def test_the_nearest_of_two_points_in_a_pixel_is_kept_unless_quirks_are_wanted()
     for quirks, expected in ((False, 1.5), (True, 3.0)):
         sparse = nearest_depth_map(gaussians, camera, depth, nearest, reference_quirks=quirks)
         assert sparse[pixel[1], pixel[0]] == expected and (sparse > 0).sum() == 1
+
+
+def test_near_and_far_views_of_a_wall_are_told_apart() -> None:
+    gaussians = replace(wall(), log_scales=torch.full((20_000, 3), -3.0))
+    unseen = gaussians.means.clone()
+    unseen[0] = torch.tensor([0.0, 0.0, 100.0])
+    gaussians = replace(gaussians, means=unseen)
+    cameras, depths = [camera_at(2.0), camera_at(8.0)], [depth_of(2.0), depth_of(8.0)]
+    usual = usual_depths(gaussians, cameras, depths)
+    seen_by_both = (gaussians.means[:, 0].abs() < 1.5) & (gaussians.means[:, 1].abs() < 1.1)
+    seen_by_one = (gaussians.means[:, 0].abs() > 1.7) & (gaussians.means[:, 0].abs() < 5.9)
+    seen_by_both[0] = False
+    torch.testing.assert_close(usual[seen_by_both], torch.full((int(seen_by_both.sum()),), 4.0))
+    torch.testing.assert_close(usual[seen_by_one], torch.full((int(seen_by_one.sum()),), 8.0))
+    assert usual[0] == 0
+    near, far = (relative_depth_map(gaussians, *each, usual) for each in zip(cameras, depths, strict=True))
+    middle = (HEIGHT // 2, WIDTH // 2)
+    assert near[middle] == pytest.approx(0.5, rel=0.01) and far[middle] == pytest.approx(2.0, rel=0.01)
+    # what one view alone sees is seen from its usual depth; what no Gaussian shows, or has no depth, too
+    assert far[HEIGHT // 2, 20] == pytest.approx(1.0, rel=0.01)
+    assert (relative_depth_map(gaussians, cameras[0], torch.zeros(HEIGHT, WIDTH), usual) == 1).all()
+    assert (relative_depth_map(gaussians, cameras[0], depths[0], torch.zeros(len(gaussians))) == 1).all()
 
 
 def test_prompts_are_repeatable_in_the_image_and_follow_the_seed() -> None:

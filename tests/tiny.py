@@ -156,7 +156,9 @@ class TrueSegmenter:
 
     name = "true"
 
-    def prepare(self, image: UInt8[Tensor, "height width 3"], depth: Tensor | None) -> _TruePrompter:
+    def prepare(
+        self, image: UInt8[Tensor, "height width 3"], depth: Tensor | None, relative_depth: Tensor | None = None
+    ) -> _TruePrompter:
         return _TruePrompter(nearest_tone(image.numpy()))
 
 

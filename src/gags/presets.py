@@ -44,6 +44,7 @@ FAST = RunConfig(
         subspace_width=256,
         feature_lr=5e-2,
         decoder_lr=1e-3,
+        final_lr=0.05,
         decoder_dtype="auto",
         checkpoint_every=500,
     ),

@@ -17,10 +17,13 @@ from torch import Tensor
 
 from gags.gaussians import Gaussians
 from gags.geometry import Camera, transform
+from gags.rasterize import render_values
 
 PATCHES_PER_SIDE = 8
 CELLS_PER_SIDE = 10
 """A patch is split into this many cells along each side to place its prompts."""
+_LEAST_KNOWN = 0.1
+"""Pixels of which Gaussians with a usual depth make up less (blend weight, 0..1) have none."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,34 @@ def nearest_depths(
         seen_depth = torch.where(visible, depth[vu[:, 0], vu[:, 1]], torch.inf)
         nearest = torch.minimum(nearest, seen_depth)
     return nearest
+
+
+def usual_depths(
+    gaussians: Gaussians,
+    cameras: Sequence[Camera],
+    depths: Sequence[Float[Tensor, "height width"]],
+    occlusion_tolerance: float = 0.25,
+) -> Float[Tensor, " gaussian"]:
+    """From how far the views that see a Gaussian do so: the geometric mean of what ``nearest_depths`` takes the least of; 0 for
+    Gaussians that no view sees."""
+    log_sum, count = torch.zeros(len(gaussians)), torch.zeros(len(gaussians))
+    for camera, depth in zip(cameras, depths, strict=True):
+        vu, visible = visible_pixels(gaussians.means, camera, depth, occlusion_tolerance)
+        log_sum[visible] += depth[vu[visible, 0], vu[visible, 1]].log()
+        count += visible
+    return torch.where(count > 0, (log_sum / count.clamp(min=1)).exp(), 0.0)
+
+
+def relative_depth_map(
+    gaussians: Gaussians, camera: Camera, depth: Float[Tensor, "height width"], usual: Float[Tensor, " gaussian"]
+) -> Float[Tensor, "height width"]:
+    """The depth of each pixel over the usual depth of what it shows (of the blended Gaussians, the geometric mean): below 1
+    where the view is nearer than others; 1 where nothing is known."""
+    known = (usual > 0).float()
+    logs = torch.where(usual > 0, usual.clamp(min=1e-12).log(), 0.0)
+    log_usual, weight = render_values(gaussians, camera, torch.stack([logs, known], dim=1)).unbind(dim=-1)
+    told = (depth > 0) & (weight > _LEAST_KNOWN)
+    return torch.where(told, depth / (log_usual / weight.clamp(min=_LEAST_KNOWN)).exp(), 1.0)
 
 
 def nearest_depth_map(

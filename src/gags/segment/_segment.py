@@ -13,8 +13,15 @@ from torch import Tensor
 from gags.gaussians import Gaussians
 from gags.scene import Scene
 from gags.segment._masks import Candidates, assemble, clean, distinct, mask_nms
-from gags.segment._prompts import depth_prompts, nearest_depth_map, nearest_depths, uniform_prompts
-from gags.segment._types import Segmenter, ViewMasks
+from gags.segment._prompts import (
+    depth_prompts,
+    nearest_depth_map,
+    nearest_depths,
+    relative_depth_map,
+    uniform_prompts,
+    usual_depths,
+)
+from gags.segment._types import PreparedImage, Segmenter, ViewMasks
 from gags.settings import Count, Natural, Neutral, NonNegative, Seed, Share, Side, check_settings
 
 Prompts = Literal["depth", "uniform"]
@@ -72,7 +79,9 @@ def segment(
     check_settings(config, "segment.")
     views = scene.training_views
     cameras = [view.camera.limited(config.max_side_px) for view in views]
-    nearest = nearest_depths(gaussians, cameras, [depths[view.name] for view in views], config.occlusion_tolerance)
+    of_views = [depths[view.name] for view in views]
+    nearest = nearest_depths(gaussians, cameras, of_views, config.occlusion_tolerance)
+    usual = usual_depths(gaussians, cameras, of_views, config.occlusion_tolerance)
     for view, camera in zip(views, cameras, strict=True):
         if view.name in skip:
             continue
@@ -83,7 +92,13 @@ def segment(
         yield (
             view.name,
             segment_view(
-                view.image(config.max_side_px), depth, sparse, segmenter, config, zlib.crc32(view.name.encode())
+                view.image(config.max_side_px),
+                depth,
+                sparse,
+                segmenter,
+                config,
+                zlib.crc32(view.name.encode()),
+                relative_depth_map(gaussians, camera, depth, usual),
             ),
         )
 
@@ -95,6 +110,7 @@ def segment_view(
     segmenter: Segmenter,
     config: SegmentConfig,
     view_seed: int = 0,
+    relative_depth: Float[Tensor, "height width"] | None = None,
 ) -> ViewMasks:
     """Masks of one view.
 
@@ -102,6 +118,7 @@ def segment_view(
         depth: rendered depth, 0 where empty.
         sparse_nearest_depth: nearest depth of the Gaussians at their pixels, 0 where there is none.
         view_seed: joins the config's seed, so that a view's prompts do not depend on which other views there are.
+        relative_depth: for the segmenter: ``depth`` over the usual depth of what a pixel shows, 1 where that is not known.
     """
     if config.prompts == "uniform":
         points = uniform_prompts(depth, sparse_nearest_depth, config.min_per_side, config.max_per_side)
@@ -114,20 +131,15 @@ def segment_view(
             config.max_per_side,
             config.reference_quirks,
         )
-    levels = _propose(image, depth, points, segmenter, config)
+    levels = _propose(segmenter.prepare(image, depth, relative_depth), points, config)
     label_sets = [distinct(Candidates.concatenated(levels), config.reference_quirks), *levels]
     return assemble([_suppressed(candidates, config) for candidates in label_sets], points)
 
 
 def _propose(
-    image: UInt8[Tensor, "height width 3"],
-    depth: Float[Tensor, "height width"],
-    points_xy_px: Float[Tensor, "prompt 2"],
-    segmenter: Segmenter,
-    config: SegmentConfig,
+    prepared: PreparedImage, points_xy_px: Float[Tensor, "prompt 2"], config: SegmentConfig
 ) -> list[Candidates]:
     """The distinct masks of each level (s, m, l) that pass both quality thresholds."""
-    prepared = segmenter.prepare(image, depth)
     batches: list[list[Candidates]] = [[], [], []]
     for points in prepared.distinct_prompts(points_xy_px).split(config.prompts_per_batch):
         proposals = prepared.propose(points)

@@ -56,9 +56,16 @@ class Segmenter(Protocol):
     """What run.json records: the model and whatever decides its output (weights, version)."""
 
     def prepare(
-        self, image: UInt8[Tensor, "height width 3"], depth: Float[Tensor, "height width"] | None
+        self,
+        image: UInt8[Tensor, "height width 3"],
+        depth: Float[Tensor, "height width"] | None,
+        relative_depth: Float[Tensor, "height width"] | None = None,
     ) -> PreparedImage:
-        """Digest an image (and its rendered depth, 0 where empty, which a model may ignore)."""
+        """Digest an image.
+
+        A model may ignore what is known of the scene: the rendered depth, 0 where empty, and the same over the depth from which
+        the views usually see what a pixel shows, 1 where that is not known.
+        """
         ...
 
 

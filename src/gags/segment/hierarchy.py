@@ -4,8 +4,9 @@ A watershed hierarchy by area (Cousty and Najman 2011, through higra) cuts the i
 pairwise, most alike first. Alike are regions whose colours and textures are distributed alike (histogram intersection, as in
 selective search, Uijlings et al. 2013: a patterned rug stays one thing), with no edge between them and of which one is small.
 Three cuts of the merge tree, for subparts, parts and wholes, each choose the regions that are distinct: those that differ most
-from what they would be merged with next. Every cut tiles the image, and a finer cut tiles each region of a coarser one, so a
-prompt gets the three regions around it, nested, and all prompts agree.
+from what they would be merged with next, and that are of the size expected of them, in the scene rather than in the picture: a
+thing is to be one region from near and from far. Every cut tiles the image, and a finer cut tiles each region of a coarser one, so
+a prompt gets the three regions around it, nested, and all prompts agree.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ class HierarchyConfig:
     size_exponent: float = 0.7
     """A merge costs in proportion to the smaller region's area to this power: small regions are merged first."""
     typical_areas: tuple[float, float, float] = (0.005, 0.025, 0.1)
-    """Areas that subparts, parts and wholes are expected to have, as shares of the image."""
+    """Areas that subparts, parts and wholes are expected to have, as shares of the image, from where views usually see them."""
+    depth_exponent: float = 2.0
+    """What is seen from d times its usual depth counts as d to this power as large. 2: a thing is the same region from near and
+    from far. 0: regions take the same shares of every picture, and near views cut to pieces what is whole from afar."""
+    depth_reach: float = 4.0
+    """What is further from its usual depth than by this factor counts as this far."""
     area_spread: float = 0.9
     """How far areas may be from the typical ones: a standard deviation of the natural logarithm."""
     stability_offset: float = 1.1
@@ -66,7 +72,10 @@ class HierarchySegmenter:
         self.name = f"hierarchy, {self.config}"
 
     def prepare(
-        self, image: UInt8[Tensor, "height width 3"], depth: Float[Tensor, "height width"] | None
+        self,
+        image: UInt8[Tensor, "height width 3"],
+        depth: Float[Tensor, "height width"] | None,
+        relative_depth: Float[Tensor, "height width"] | None = None,
     ) -> RegionTree:
         """Superpixels, their merge tree and its three cuts."""
         from skimage.color import rgb2lab
@@ -78,7 +87,8 @@ class HierarchySegmenter:
         superpixels = _superpixels(lab, depth_edges, self.config)
         histograms = _histograms(lab, superpixels, self.config)
         edges = self.config.edge_weight * _color_edges(lab, self.config) + depth_edges
-        return RegionTree(superpixels, _merge_tree(superpixels, histograms, edges, self.config), self.config)
+        tree = _merge_tree(superpixels, histograms, edges, self.config)
+        return RegionTree(superpixels, tree, _sizes(superpixels, tree, relative_depth, self.config), self.config)
 
 
 def _gradient(lab: Float[np.ndarray, "height width 3"], blur_px: float) -> Float[np.ndarray, "height width"]:
@@ -266,19 +276,39 @@ def _distinctness(tree: MergeTree, config: HierarchyConfig) -> Float[np.ndarray,
     return difference / (difference + 1)
 
 
-def _cuts(tree: MergeTree, config: HierarchyConfig) -> Int[np.ndarray, "3 superpixel"]:
+def _sizes(
+    superpixels: Int[np.ndarray, "height width"],
+    tree: MergeTree,
+    relative_depth: Float[Tensor, "height width"] | None,
+    config: HierarchyConfig,
+) -> Float[np.ndarray, " node"]:
+    """Share of the image that each region would take where views usually see it from."""
+    if relative_depth is None:
+        return tree.areas / superpixels.size
+    relative = relative_depth.numpy().clip(1 / config.depth_reach, config.depth_reach)
+    sizes = np.zeros(len(tree.parents))
+    counted = np.bincount(superpixels.ravel(), relative.ravel() ** config.depth_exponent / superpixels.size)
+    sizes[: len(counted)] = counted
+    for node in range(len(sizes) - 1):
+        sizes[tree.parents[node]] += sizes[node]
+    return sizes
+
+
+def _cuts(
+    tree: MergeTree, sizes: Float[np.ndarray, " node"], config: HierarchyConfig
+) -> Int[np.ndarray, "3 superpixel"]:
     """The subpart, part and whole that hold each superpixel.
 
     Of all ways to tile the image with regions of the tree, a cut takes the one with the largest area-weighted mean of
-    (distinctness x how typical the area is), found from the leaves up (optimal cuts, Guigues et al. 2006); finer cuts stay
+    (distinctness x how typical the size is), found from the leaves up (optimal cuts, Guigues et al. 2006); finer cuts stay
     within the regions of the coarser one.
     """
-    distinctness, n_nodes, n_pixels = _distinctness(tree, config), len(tree.parents), int(tree.areas[-1])
+    distinctness, n_nodes = _distinctness(tree, config), len(tree.parents)
     n_leaves = (n_nodes + 1) // 2
     holders = np.zeros((3, n_leaves), np.int64)
     inside = np.ones(n_nodes, bool)
     for level in (2, 1, 0):
-        off = np.log(tree.areas / n_pixels / config.typical_areas[level]) / config.area_spread
+        off = np.log(sizes / config.typical_areas[level]) / config.area_spread
         # A little is gained even by the least distinct region, so that areas decide between such.
         gain = tree.areas * (0.05 + distinctness) * np.exp(-0.5 * off**2)
         # Nodes above the coarser cut are no choice.
@@ -306,13 +336,19 @@ def _fullness(masks: Bool[np.ndarray, "mask height width"]) -> Float[np.ndarray,
 class RegionTree:
     """An image's superpixels and merge tree, ready for prompts (a ``PreparedImage``)."""
 
-    def __init__(self, superpixels: Int[np.ndarray, "height width"], tree: MergeTree, config: HierarchyConfig) -> None:
+    def __init__(
+        self,
+        superpixels: Int[np.ndarray, "height width"],
+        tree: MergeTree,
+        sizes: Float[np.ndarray, " node"],
+        config: HierarchyConfig,
+    ) -> None:
         self._superpixels = superpixels
         self._tree = tree
         self._order = tree.first[superpixels]
         self._config = config
         self._distinctness = _distinctness(tree, config)
-        self._holders = _cuts(tree, config)
+        self._holders = _cuts(tree, sizes, config)
         n_leaves = (len(tree.parents) + 1) // 2
         self._larger_child_areas = tree.areas.copy()
         self._larger_child_areas[n_leaves:] = 0

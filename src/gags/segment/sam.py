@@ -72,8 +72,13 @@ class SamSegmenter:
         return load_model(model_class, self._path).to(self._device)
 
     @torch.no_grad()
-    def prepare(self, image: UInt8[Tensor, "height width 3"], depth: Float[Tensor, "height width"] | None) -> SamImage:
-        """The image's embedding, which serves all prompts. The depth is not looked at."""
+    def prepare(
+        self,
+        image: UInt8[Tensor, "height width 3"],
+        depth: Float[Tensor, "height width"] | None,
+        relative_depth: Float[Tensor, "height width"] | None = None,
+    ) -> SamImage:
+        """The image's embedding, which serves all prompts. Depths are not looked at."""
         height, width = image.shape[:2]
         side = self._model.config.prompt_encoder_config.image_size
         frame = (
