@@ -1,7 +1,8 @@
 """GaS, granularity-aware prompts: far surfaces get denser prompts, so that they are cut as finely as seen from near.
 
 Source: the GAGS paper (arXiv 2412.13654), granularity-aware segmentation. A Gaussian's nearest depth says how close any
-camera comes to it; where a view is much farther away than that, its patches get more prompt points.
+camera comes to it; where a view is much farther away than that, its patches get more prompt points. From how far cameras
+usually see it tells a segmenter of what size to expect things in a view (``relative_depth_map``).
 """
 
 from __future__ import annotations
