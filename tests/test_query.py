@@ -21,6 +21,7 @@ from gags.query import (
     QueryConfig,
     best_view,
     find,
+    gaussian_heat,
     heat,
     majority_filter,
     mean_filter,
@@ -273,6 +274,17 @@ def test_the_reference_loses_objects_in_large_scenes() -> None:
     assert small[0].gaussian_ids.tolist() == list(range(200))
     assert len(large[0].gaussian_ids) == 0
     assert large[0].centroid_world is None and large[0].box_world is None and large[0].score == 0
+
+
+def test_a_few_hot_splats_do_not_hide_the_rest() -> None:
+    scores = torch.zeros(1, 5000)
+    scores[0, :400], scores[0, :5] = 0.6, 0.9
+    config = QueryConfig()
+    assert int((gaussian_heat(scores, config) > config.threshold).sum()) == 400
+    # the reference stretches to the single hottest: 0.6 is less than 0.7 of it
+    assert int((gaussian_heat(scores, replace(config, reference_quirks=True)) > config.threshold).sum()) == 5
+    # of fewer than a thousand the hottest is the top
+    assert gaussian_heat(scores[:, :999], config)[0, 5] < config.threshold
 
 
 def test_the_best_view_sees_the_selection_large_and_unoccluded() -> None:

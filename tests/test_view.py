@@ -26,7 +26,7 @@ from gags.distill import FieldMeta, LanguageField, LinearDecoder
 from gags.errors import GagsError
 from gags.gaussians import Gaussians, read_splats
 from gags.geometry import Camera, look_at, project, transform
-from gags.query import QueryConfig, query, query_3d
+from gags.query import QueryConfig, gaussian_heat, query, query_3d
 from gags.rasterize import render
 from gags.scene import Scene, SceneConfig, View, load_scene, read_camera
 from gags.view import LiveView, Page, ViewConfig, serve
@@ -164,7 +164,8 @@ def test_the_largest_part_of_two_is_kept() -> None:
     rows = torch.cat([torch.arange(N_EACH), torch.arange(2 * N_EACH, 3 * N_EACH - 15)])
     two = dataclasses.replace(field, gaussians=field.gaussians.subset(rows), features=field.features[rows])
     index = SearchIndex.build(two, tiny.TrueEncoder(), QueryConfig())
-    answer = Answer(Question(("ball",)), torch.linspace(0, 1, len(rows))[None])
+    relevancy = torch.linspace(0, 1, len(rows))[None]
+    answer = Answer(Question(("ball",)), relevancy, gaussian_heat(relevancy, QueryConfig()))
     assert bool(index.select(answer, -1.0, largest=False).all())
     assert torch.equal(index.select(answer, -1.0, largest=True)[0], torch.arange(len(rows)) < N_EACH)
 

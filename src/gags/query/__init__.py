@@ -14,6 +14,7 @@ from gags.query._query3d import Selection as Selection
 from gags.query._query3d import best_view as best_view
 from gags.query._query3d import best_views as best_views
 from gags.query._query3d import describe_selection as describe_selection
+from gags.query._query3d import gaussian_heat as gaussian_heat
 from gags.query._query3d import gaussian_relevancy as gaussian_relevancy
 from gags.query._query3d import nearest_gaussians as nearest_gaussians
 from gags.query._query3d import query_3d as query_3d

@@ -16,12 +16,12 @@ from gags.query import (
     QueryConfig,
     Selection,
     describe_selection,
+    gaussian_heat,
     gaussian_relevancy,
     largest_part,
     nearest_gaussians,
     rank_phrases,
     smooth_selection,
-    stretch,
 )
 from gags.rasterize import blend_weights
 from gags.view._state import Question
@@ -39,11 +39,8 @@ class Answer:
     question: Question
     relevancy: Float[Tensor, "phrase gaussian"]
     """0..1, as ``Selection.relevancy``."""
-
-    @property
-    def heat(self) -> Float[Tensor, "phrase gaussian"]:
-        """Relevancy stretched over the scene, 0..1: what the threshold cuts."""
-        return stretch(self.relevancy, (-1,))
+    heat: Float[Tensor, "phrase gaussian"]
+    """0..1, as ``gaussian_heat``: what the threshold cuts."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,8 @@ class SearchIndex:
             GagsError: as ``query.query``.
         """
         config = replace(self.config, negatives=(*self.config.negatives, *question.negatives))
-        return Answer(question, gaussian_relevancy(self.field, question.phrases, self.encoder, config))
+        relevancy = gaussian_relevancy(self.field, question.phrases, self.encoder, config)
+        return Answer(question, relevancy, gaussian_heat(relevancy, config))
 
     def select(self, answer: Answer, threshold: float, largest: bool) -> Bool[Tensor, "phrase gaussian"]:
         """The Gaussians that ``query_3d`` selects at this threshold; of them the largest connected part, if asked for."""
