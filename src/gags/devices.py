@@ -29,8 +29,8 @@ def _choose_vector_math() -> None:
     """Have MKL choose its kernels for this processor, by one thread.
 
     It does so at the first call of each function. Where threads make that call together, one of them may take a kernel
-    of low accuracy for its share of it (pytorch/pytorch#188792: MKL before 2025.0, which torch's x86 wheels have): then
-    one run in some hundred ends with other bytes than the rest.
+    of low accuracy for its share of it (pytorch/pytorch#188792: MKL before 2025.0, which torch's x86 wheels have), and now
+    and then a run ends with other bytes than the rest.
     """
     for dtype in (torch.float32, torch.float64):
         one = torch.ones(1, dtype=dtype)

@@ -8,7 +8,7 @@ usually see it tells a segmenter of what size to expect things in a view (``rela
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +24,7 @@ PATCHES_PER_SIDE = 8
 CELLS_PER_SIDE = 10
 """A patch is split into this many cells along each side to place its prompts."""
 _LEAST_KNOWN = 0.1
-"""Pixels of which Gaussians with a usual depth make up less (blend weight, 0..1) have none."""
+"""Pixels of which Gaussians with a usual depth make up less (blend weight, 0..1) have none: too little to speak for them."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +79,8 @@ def nearest_depths(
     that no view sees get infinity.
     """
     nearest = torch.full((len(gaussians),), torch.inf)
-    for camera, depth in zip(cameras, depths, strict=True):
-        vu, visible = visible_pixels(gaussians.means, camera, depth, occlusion_tolerance)
-        seen_depth = torch.where(visible, depth[vu[:, 0], vu[:, 1]], torch.inf)
-        nearest = torch.minimum(nearest, seen_depth)
+    for seen, seen_depth in _sightings(gaussians, cameras, depths, occlusion_tolerance):
+        nearest = torch.minimum(nearest, torch.where(seen, seen_depth, torch.inf))
     return nearest
 
 
@@ -95,11 +93,23 @@ def usual_depths(
     """From how far the views that see a Gaussian do so: the geometric mean of what ``nearest_depths`` takes the least of; 0 for
     Gaussians that no view sees."""
     log_sum, count = torch.zeros(len(gaussians)), torch.zeros(len(gaussians))
+    for seen, seen_depth in _sightings(gaussians, cameras, depths, occlusion_tolerance):
+        # what is not seen may be at depth 0
+        log_sum += torch.where(seen, seen_depth, 1.0).log()
+        count += seen
+    return torch.where(count > 0, (log_sum / count.clamp(min=1)).exp(), 0.0)
+
+
+def _sightings(
+    gaussians: Gaussians,
+    cameras: Sequence[Camera],
+    depths: Sequence[Float[Tensor, "height width"]],
+    occlusion_tolerance: float,
+) -> Iterator[tuple[Bool[Tensor, " gaussian"], Float[Tensor, " gaussian"]]]:
+    """Of each view, which Gaussians it sees and the rendered depth at their pixels (of those it does not see: any)."""
     for camera, depth in zip(cameras, depths, strict=True):
         vu, visible = visible_pixels(gaussians.means, camera, depth, occlusion_tolerance)
-        log_sum[visible] += depth[vu[visible, 0], vu[visible, 1]].log()
-        count += visible
-    return torch.where(count > 0, (log_sum / count.clamp(min=1)).exp(), 0.0)
+        yield visible, depth[vu[:, 0], vu[:, 1]]
 
 
 def relative_depth_map(
@@ -108,7 +118,7 @@ def relative_depth_map(
     """The depth of each pixel over the usual depth of what it shows (of the blended Gaussians, the geometric mean): below 1
     where the view is nearer than others; 1 where nothing is known."""
     known = (usual > 0).float()
-    logs = torch.where(usual > 0, usual.clamp(min=1e-12).log(), 0.0)
+    logs = torch.where(usual > 0, usual, 1.0).log()
     log_usual, weight = render_values(gaussians, camera, torch.stack([logs, known], dim=1)).unbind(dim=-1)
     told = (depth > 0) & (weight > _LEAST_KNOWN)
     return torch.where(told, depth / (log_usual / weight.clamp(min=_LEAST_KNOWN)).exp(), 1.0)

@@ -57,7 +57,7 @@ class HierarchyConfig:
     """What is seen from d times its usual depth counts as d to this power as large. 2: a thing is the same region from near and
     from far. 0: regions take the same shares of every picture, and near views cut to pieces what is whole from afar."""
     depth_reach: float = 4.0
-    """What is further from its usual depth than by this factor counts as this far."""
+    """What is further from its usual depth than by this factor counts as this far: there the rendered depth is likely wrong."""
     area_spread: float = 0.9
     """How far areas may be from the typical ones: a standard deviation of the natural logarithm."""
     stability_offset: float = 1.1
