@@ -17,11 +17,11 @@ from gags.gaussians import Gaussians
 from gags.geometry import Camera
 from gags.presets import FAST, PRESETS, PresetName
 from gags.rasterize import blend_weights, rasterization
-from gags.rasterize._simd import LANES, constant, kernel, lane_sum, parallel_kernel, splat
 from gags.reconstruct import measure_views, reconstruct, scene_extent
 from gags.reconstruct._ssim import photometric_loss, photometric_loss_by_convolution
 from gags.reconstruct._state import start_training
 from gags.reconstruct._train import _photographs, _strategy, _train_step
+from gags.simd import LANES, constant, kernel, lane_sum, parallel_kernel, splat
 from measuring import Bench, Figure, resampled
 
 # Operations of one pixel-Gaussian evaluation in RGB: offset 1, exponent 4, exp2 13, alpha and transmittance 3, colours 6.

@@ -12,6 +12,7 @@ FLOW = (
     *(
         "errors",
         "devices",
+        "simd",
         "settings",
         "progress",
         "geometry",

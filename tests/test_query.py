@@ -68,7 +68,7 @@ class FakeField:
     def decode(self, features: Tensor) -> Tensor:
         return torch.nn.functional.normalize(features, dim=-1)
 
-    def similarity(self, vectors: Tensor) -> Tensor:
+    def similarity(self, vectors: Tensor, exact: bool) -> Tensor:
         return self.decode(self.features) @ vectors.T
 
     def similarity_map(self, camera: Camera, vectors: Tensor, exact: bool) -> Tensor:

@@ -44,7 +44,7 @@ class _Field:
         raise AssertionError("a query in 3D renders nothing")
 
     @torch.no_grad()
-    def similarity(self, vectors: Tensor) -> Tensor:
+    def similarity(self, vectors: Tensor, exact: bool) -> Tensor:
         return self.decode.codes(self.features) @ self.decode.fold(vectors)
 
 

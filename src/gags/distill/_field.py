@@ -68,8 +68,15 @@ class LanguageField:
         return decoded.reshape(*features.shape[:-1], self.meta.embedding_width)
 
     @torch.inference_mode()
-    def similarity(self, vectors: Float[Tensor, "vector embedding"]) -> Float[Tensor, "gaussian vector"]:
-        """Dot products of every Gaussian's own decoded feature with vectors; the first call decodes, later ones need a product."""
+    def similarity(self, vectors: Float[Tensor, "vector embedding"], exact: bool) -> Float[Tensor, "gaussian vector"]:
+        """Dot products of every Gaussian's own decoded feature with vectors.
+
+        Args:
+            exact: decode. Else the first call decodes, and keeps codes of 8 bits: later ones need a product with those.
+        """
+        if exact:
+            chunks = self.features.split(_DECODE_ROWS)
+            return torch.cat([self._decoder.products(chunk, vectors, rounded=False) for chunk in chunks])
         return self._codes.times(self._decoder.fold(vectors))
 
     @torch.inference_mode()

@@ -45,9 +45,10 @@ class QueryConfig:
     smooth_radius: NonNegative = 0.05
     """With ``reference_quirks``: radius of the neighbourhood instead, in scene units."""
     exact: bool = False
-    """Decode every pixel. Without it the maps of lifted fields are rendered in fewer channels, some 20 times faster: relevancy
-    is off by 0.0013 in the mean and by 0.012 at most (benchmarks/README.md). Learned decoders then compute in bfloat16, twice as
-    fast and 0.003 off at most, where the processor can. Evaluations are always exact."""
+    """Decode every pixel and every Gaussian. Without it the maps of lifted fields are rendered in fewer channels, some 20 times
+    faster: relevancy is off by 0.0013 in the mean and by 0.012 at most (benchmarks/README.md). Learned decoders then compute in
+    bfloat16, twice as fast and 0.003 off at most, where the processor can; of Gaussians 8 bits are kept, 0.006 off at most.
+    Evaluations are always exact."""
     reference_quirks: bool = False
     """3D neighbourhoods by absolute radius, labels matched to images by number, as in the reference implementation."""
 
@@ -69,7 +70,7 @@ class QueryableField(Protocol):
         """Unit vectors in the encoder's space."""
         ...
 
-    def similarity(self, vectors: Float[Tensor, "vector width"]) -> Float[Tensor, "gaussian vector"]:
+    def similarity(self, vectors: Float[Tensor, "vector width"], exact: bool) -> Float[Tensor, "gaussian vector"]:
         """Dot products of every Gaussian's own decoded feature with vectors."""
         ...
 

@@ -82,7 +82,7 @@ def gaussian_relevancy(
         GagsError: an empty phrase.
     """
     positives, negatives = phrase_vectors(phrases, encoder, config)
-    similarity = field.similarity(torch.cat([positives, negatives]))
+    similarity = field.similarity(torch.cat([positives, negatives]), config.exact)
     return relevancy_of_similarity(similarity, len(positives), config.temperature).contiguous()
 
 
@@ -175,8 +175,8 @@ def describe_selection(
     ids = chosen.nonzero()[:, 0]
     if len(ids) == 0:
         return Selection(phrase, ids, scores, None, None, 0.0)
-    centers = means[ids]
-    box = torch.stack([centers.amin(dim=0), centers.amax(dim=0)])
+    centers = means.index_select(0, ids)
+    box = torch.stack(list(torch.aminmax(centers, dim=0)))
     return Selection(phrase, ids, scores, centers.mean(dim=0), box, float(scores[ids].mean()))
 
 

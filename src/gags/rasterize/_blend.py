@@ -22,7 +22,7 @@ from gags.gaussians import Gaussians
 from gags.geometry import Camera
 from gags.rasterize import _sparse, _tiles
 from gags.rasterize._cpu import Project
-from gags.rasterize._simd import LANES
+from gags.simd import LANES
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,22 @@ import numpy as np
 from jaxtyping import Float32, Int32, UInt64
 
 from gags.rasterize._projection import ALPHA_CUT
-from gags.rasterize._simd import (
+from gags.rasterize._tiles import (
+    HALF_HEIGHT,
+    LOG2_OPACITY,
+    MEAN_X,
+    MEAN_Y,
+    REACH,
+    SHEAR,
+    SHRINK,
+    SPAN_SLACK_PX,
+    TILE_HEIGHT,
+    TILE_WIDTH,
+    XX,
+    XY,
+    YY,
+)
+from gags.simd import (
     LANES,
     Lanes,
     any_lane,
@@ -34,21 +49,6 @@ from gags.rasterize._simd import (
     splat,
     square_root,
     store,
-)
-from gags.rasterize._tiles import (
-    HALF_HEIGHT,
-    LOG2_OPACITY,
-    MEAN_X,
-    MEAN_Y,
-    REACH,
-    SHEAR,
-    SHRINK,
-    SPAN_SLACK_PX,
-    TILE_HEIGHT,
-    TILE_WIDTH,
-    XX,
-    XY,
-    YY,
 )
 
 BLOCK_SIDE = 4

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int32
 from numba import prange
 
-from gags.rasterize._simd import ceiling, kernel, parallel_kernel
+from gags.simd import ceiling, kernel, parallel_kernel
 
 Vector = tuple[float, float, float]
 Matrix = tuple[Vector, Vector, Vector]

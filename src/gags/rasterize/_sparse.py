@@ -20,7 +20,8 @@ from gags.rasterize._blocks import (
     pixel_of,
     set_centers,
 )
-from gags.rasterize._simd import (
+from gags.rasterize._tiles import TILE_HEIGHT, TILE_WIDTH
+from gags.simd import (
     LANES,
     TAKERS,
     any_lane,
@@ -33,7 +34,6 @@ from gags.rasterize._simd import (
     store,
     take_next,
 )
-from gags.rasterize._tiles import TILE_HEIGHT, TILE_WIDTH
 
 _ONE, _ZERO = np.float32(1.0), np.float32(0.0)
 _NO_BLOCK, _ONE_BLOCK = np.uint64(0), np.uint64(1)

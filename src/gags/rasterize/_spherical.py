@@ -12,7 +12,7 @@ from jaxtyping import Float32, Float64, Int32
 from numba import prange
 
 from gags.rasterize._projection import CHUNK
-from gags.rasterize._simd import kernel, parallel_kernel
+from gags.simd import kernel, parallel_kernel
 
 MAX_DEGREE = 3
 """Highest degree of the spherical harmonics."""

@@ -28,7 +28,8 @@ from gags.rasterize._blocks import (
     pixels_inside,
     set_centers,
 )
-from gags.rasterize._simd import (
+from gags.rasterize._tiles import TILE_HEIGHT, TILE_WIDTH
+from gags.simd import (
     LANES,
     TAKERS,
     Lanes,
@@ -43,7 +44,6 @@ from gags.rasterize._simd import (
     store,
     take_next,
 )
-from gags.rasterize._tiles import TILE_HEIGHT, TILE_WIDTH
 
 FEW_CHANNELS = 4
 """So many are added where they are drawn."""

@@ -25,7 +25,9 @@ from gags.rasterize._blocks import (
     set_centers,
 )
 from gags.rasterize._projection import CHUNK
-from gags.rasterize._simd import (
+from gags.rasterize._splatting import FEW_CHANNELS, NOTHING_DRAWN
+from gags.rasterize._tiles import TILE_HEIGHT, TILE_WIDTH
+from gags.simd import (
     LANES,
     TAKERS,
     Lanes,
@@ -42,8 +44,6 @@ from gags.rasterize._simd import (
     store,
     take_next,
 )
-from gags.rasterize._splatting import FEW_CHANNELS, NOTHING_DRAWN
-from gags.rasterize._tiles import TILE_HEIGHT, TILE_WIDTH
 
 N_MOMENTS = 8
 """Leading columns of a gradient record: sums over a splat's pixels in a tile of g, g dx, g dy, g dx^2, g dx dy, g dy^2

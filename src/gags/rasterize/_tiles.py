@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int32, Int64
 from numba import prange
 
 from gags.rasterize._projection import ALPHA_CUT, CHUNK
-from gags.rasterize._simd import LANES, ceiling, floor, kernel, parallel_kernel
+from gags.simd import LANES, ceiling, floor, kernel, parallel_kernel
 
 TILE_WIDTH = 64
 """Pixels a tile is wide. Tiles bound the working memory of the blending loop; results do not depend on them."""

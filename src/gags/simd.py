@@ -1,4 +1,4 @@
-"""A block of pixels as one value: fixed-width float32 vectors for numba kernels.
+"""Sixteen pixels or Gaussians as one value: fixed-width float32 vectors for numba kernels.
 
 Numba leaves vectorising to LLVM's loop vectoriser, which gives up (or gathers) where loops carry several arrays; and it
 has no vector exponential. Here a ``Lanes`` value is an LLVM vector: ``a * b + c`` on it is one instruction a register,
@@ -27,7 +27,7 @@ parallel_kernel: Any = njit(cache=True, parallel=True)
 """The same with ``prange`` loops on numba's threads."""
 
 LANES = 16
-"""Pixels in a vector. Blocks of 4 x 4 in tiles of 64 x 16, 64 of them, hang on it (``_blocks.py``, ``range_bits``)."""
+"""Numbers in a vector. Blocks of 4 x 4 pixels in tiles of 64 x 16, 64 of them, hang on it (``rasterize``, ``range_bits``)."""
 
 TAKERS = 256
 """Tasks that share work by ``take_next``: at least as many as there are threads; those that come late find nothing to do."""
@@ -86,9 +86,9 @@ def _call(builder: Any, name: str, result: Any, *args: Any) -> Any:
     return builder.call(function, args)
 
 
-def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+def _pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any, vector_type: Any = _FLOATS) -> Any:
     data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), _FLOATS.as_pointer())
+    return builder.bitcast(builder.gep(data, [index]), vector_type.as_pointer())
 
 
 @intrinsic
@@ -97,6 +97,17 @@ def load(typingctx: Any, array: Any, index: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.load(_pointer(context, builder, signature.args[0], args[0], args[1]), align=4)
+
+    return lanes_type(array, types.intp), generate
+
+
+@intrinsic
+def load_integers(typingctx: Any, array: Any, index: Any) -> Any:
+    """The same of an int8 array, as float32."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        place = _pointer(context, builder, signature.args[0], args[0], args[1], ir.VectorType(ir.IntType(8), LANES))
+        return builder.sitofp(builder.load(place, align=1), _FLOATS)
 
     return lanes_type(array, types.intp), generate
 
