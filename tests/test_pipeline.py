@@ -191,6 +191,22 @@ def test_trained_splats_can_be_brought_along(finished: Run, tiny_scene: Path, tm
         make(tiny_scene, tmp_path / "other", dataclasses.replace(config, splats=tmp_path / "none.ply"))
 
 
+def test_photographs_that_contradict_the_others_are_named(
+    finished: Run, tiny_scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_json(finished.folder.path("metrics/reconstruction.json"))["badly_explained"] == []
+    scene = shutil.copytree(tiny_scene, tmp_path / "swapped")
+    first, last = scene / "images/view_00.png", scene / "images/view_07.png"
+    first.rename(tmp_path / "first"), last.rename(first), (tmp_path / "first").rename(last)
+    config = dataclasses.replace(TINY, splats=finished.folder.path("splats/splats.ply"))
+    with caplog.at_level("WARNING", "gags.pipeline"):
+        made = make(scene, tmp_path / "run", config)
+    assert "2 of 8 training photographs come out 6 dB or more worse" in caplog.text
+    quality = read_json(made.folder.path("metrics/reconstruction.json"))
+    assert quality["badly_explained"] == ["view_00.png", "view_07.png"]
+    assert quality["n_held_out"] == 0 and quality["psnr_db"] is None
+
+
 def test_the_split_is_named_by_what_was_held_out(tiny_scene: Path, finished: Run, tmp_path: Path) -> None:
     result = make(tiny_scene, tmp_path / "run", dataclasses.replace(TINY, field="lift"))
     assert evaluate_run(result, tiny_scene / "labels", "lift", QUERY).to_json()["split"] == "published"

@@ -20,6 +20,8 @@ from gags.rasterize import rasterization
 from gags.reconstruct import (
     ReconstructConfig,
     ReconstructState,
+    ViewQuality,
+    badly_explained,
     initial_gaussians,
     measure_views,
     psnr,
@@ -118,6 +120,14 @@ def test_training_explains_views_it_has_not_seen(blob_scene: Scene) -> None:
     assert mean_psnr(trained, blob_scene) > max(25.0, before + 8)
     assert min(view.ssim for view in after) > 0.8
     assert trained.sh_degree == 1
+
+
+def test_views_far_below_the_median_are_named() -> None:
+    quality = [
+        ViewQuality(f"{number}.png", psnr, 0.9) for number, psnr in enumerate([30.0, 23.5, 23.6, 33.0, 29.0, 30.0])
+    ]
+    assert badly_explained(quality) == ["1.png"]
+    assert badly_explained([]) == []
 
 
 def test_held_out_photographs_are_not_read(blob_scene: Scene) -> None:

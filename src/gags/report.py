@@ -154,8 +154,17 @@ def _metrics(run: Run) -> str:
     quality = run.folder.path("metrics/reconstruction.json")
     if quality.exists():
         found = read_json(quality)
-        facts = [("PSNR, dB", f"{found['psnr_db']:.2f}"), ("SSIM", f"{found['ssim']:.3f}")]
-        parts.append(_facts([*facts, ("held-out views", str(found["n_held_out"]))]))
+        facts = []
+        # runs of before 2026-11-28 have held-out views alone
+        if "n_training" in found:
+            facts += [
+                ("PSNR of training views, dB", f"{found['training_psnr_db']:.2f}"),
+                ("of them 6 dB or more below the median", f"{len(found['badly_explained'])} of {found['n_training']}"),
+            ]
+        if found["n_held_out"]:
+            held_out = [("PSNR of held-out views, dB", f"{found['psnr_db']:.2f}"), ("SSIM", f"{found['ssim']:.3f}")]
+            facts += [*held_out, ("held-out views", str(found["n_held_out"]))]
+        parts.append(_facts(facts))
     rows = []
     for path in sorted(run.folder.path("metrics").glob("evaluation*.json")):
         entry = read_json(path)

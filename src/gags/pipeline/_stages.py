@@ -20,7 +20,7 @@ from gags.logs import LogRow, training_log
 from gags.pipeline._config import RunConfig
 from gags.progress import track
 from gags.rasterize import render
-from gags.reconstruct import ReconstructState, measure_views, reconstruct
+from gags.reconstruct import ReconstructState, badly_explained, measure_views, reconstruct
 from gags.runs import PRIOR_FILE, FieldKind, file_name, stored_prior
 from gags.scene import Scene, load_scene, save_scene
 from gags.segment import (
@@ -42,6 +42,9 @@ from gags.store import (
 logger = logging.getLogger(__name__)
 
 Product = TypeVar("Product")
+
+_FEW_SUSPECTS = 0.05
+"""Up to this share of photographs may come out badly without a word: a blurred one, somebody who walked by."""
 
 
 class Watcher(Protocol):
@@ -129,20 +132,35 @@ def make_splats(
                     write_splats(path, read_splats(config.splats))
                 clear()
             gaussians = read_splats(path)
-            quality = measure_views(gaussians, scene.held_out_views, config.reconstruct.max_side_px)
-            if quality:
-                write_json(quality_path, _quality(quality, len(gaussians)))
+            write_json(quality_path, _quality(gaussians, scene, config.reconstruct.max_side_px))
     return stage
 
 
-def _quality(quality: Sequence[Any], n_gaussians: int) -> dict[str, Any]:
+def _quality(gaussians: Gaussians, scene: Scene, max_side_px: int | None) -> dict[str, Any]:
+    training = measure_views(gaussians, scene.training_views, max_side_px)
+    suspects = badly_explained(training)
+    if len(suspects) > _FEW_SUSPECTS * len(training):
+        logger.warning(
+            "%d of %d training photographs come out 6 dB or more worse than the median, as they do where cameras are off or things "
+            "moved: answers suffer there. If the cameras came with the scene, --scene.cameras photographs makes them anew",
+            len(suspects),
+            len(training),
+        )
+    held_out = measure_views(gaussians, scene.held_out_views, max_side_px)
     return {
-        "n_gaussians": n_gaussians,
-        "n_held_out": len(quality),
-        "psnr_db": sum(view.psnr for view in quality) / len(quality),
-        "ssim": sum(view.ssim for view in quality) / len(quality),
-        "per_view": quality,
+        "n_gaussians": len(gaussians),
+        "n_training": len(training),
+        "training_psnr_db": _mean([view.psnr for view in training]),
+        "badly_explained": suspects,
+        "n_held_out": len(held_out),
+        "psnr_db": _mean([view.psnr for view in held_out]),
+        "ssim": _mean([view.ssim for view in held_out]),
+        "per_view": held_out,
     }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
 
 
 def make_depths(folder: RunFolder, splats_stage: Stage, scene: Scene, gaussians: Gaussians, config: RunConfig) -> Stage:

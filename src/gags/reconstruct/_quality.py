@@ -1,7 +1,8 @@
-"""How well Gaussians explain photographs that they were not trained on."""
+"""How well Gaussians explain photographs."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,10 +27,19 @@ class ViewQuality:
     """Structural similarity, 1 if equal."""
 
 
+_FAR_BELOW_DB = 6.0
+
+
 @torch.no_grad()
 def measure_views(gaussians: Gaussians, views: Sequence[View], max_side_px: int | None) -> list[ViewQuality]:
     """Render the views over black at their size limited to ``max_side_px`` and compare them with their photographs."""
     return [_measure_view(gaussians, view, max_side_px) for view in track(views, "measure")]
+
+
+def badly_explained(training: Sequence[ViewQuality]) -> list[str]:
+    """Names of the views that were trained on and still are 6 dB or more below the median: their cameras contradict the others'."""
+    values = [view.psnr for view in training]
+    return [view.name for view in training if view.psnr <= statistics.median(values) - _FAR_BELOW_DB]
 
 
 def _measure_view(gaussians: Gaussians, view: View, max_side_px: int | None) -> ViewQuality:
