@@ -322,7 +322,7 @@ def methods(
     )
     yield "gad", lambda: distill(*products, gad)
     yield "distilled mean", lambda: distill(*products, replace(gad, levels="mean"))
-    bare = replace(sized, size_prior=0.0)
+    bare = replace(sized, size_prior=0.0, temperature=0.0)
     yield "galift", lambda: galift(*products, bare)
     yield "galift soft", lambda: galift(*products, replace(bare, temperature=0.05))
     yield "galift unvoted", lambda: galift(*products, replace(bare, confirmation_power=0.0))

@@ -17,7 +17,7 @@ from gags.errors import GagsError
 from gags.rasterize import blend_weights
 
 FULL = GaliftConfig(feature_width=EMBEDDING, confirmation_power=0.0, downscale=3, min_blend_weight=0.0)
-AGREEMENT = GaliftConfig(size_prior=0.0)
+AGREEMENT = GaliftConfig(size_prior=0.0, temperature=0.0)
 
 
 def _galift(blobs: BlobScene, config: GaliftConfig) -> LanguageField:

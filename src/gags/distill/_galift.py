@@ -2,9 +2,10 @@
 
 For Gaussian i and level g let s_g(i) = sum over views and pixels of b t_g, with b the blend weights and t_g the unit
 features of the level-g masks. Its mean resultant length R_g(i) = |s_g(i)| / sum of b, in [0, 1], is 1 when all views agree
-(Mardia and Jupp, *Directional Statistics*, 2000, section 9.2). Each Gaussian takes its feature from the level that agrees most,
-where larger regions have a start: a patch of wall looks the same from everywhere, and says nothing. A mask's votes weigh as much as
-the other views confirm it (``confirmations``): one that spills over two objects in this view alone has little to say.
+(Mardia and Jupp, *Directional Statistics*, 2000, section 9.2). Each Gaussian takes its feature from the levels that agree most,
+where larger regions have a start: a patch of wall looks the same from everywhere, and says nothing. The choice is soft, as GaD's is:
+where two levels are about as good, both speak. A mask's votes weigh as much as the other views confirm it (``confirmations``): one
+that spills over two objects in this view alone has little to say.
 
 Everything happens in the ``feature_width``-dimensional subspace that keeps most of the masks' embeddings. Projection P
 shortens s_g by at most sum b |t_g - P t_g|, so R_g is low by at most the blend-weighted mean length of what the subspace
@@ -50,12 +51,12 @@ class GaliftConfig:
     """d, dimension of the subspace of the encoder's space that the field lives in; the encoder's width: nothing is lost."""
     confirmation_power: NonNegative = 2.0
     """A mask's votes are multiplied by (how far the other views confirm it, 0..1) to this power. 0: all masks count alike."""
-    size_prior: NonNegative = 0.2
+    size_prior: NonNegative = 0.35
     """What levels are compared by is R + size_prior x ln(region size / picture size), both blend-weighted means over the
-    views. 0: agreement alone. At 0.2 a region twice as large makes up for an R that is lower by 0.14."""
-    temperature: NonNegative = 0.0
-    """0: a Gaussian takes the level that compares best alone. Above, on R's scale of 0..1: the levels' mean features are mixed
-    with weights softmax(what they are compared by / temperature)."""
+    views. 0: agreement alone. At 0.35 a region twice as large makes up for an R that is lower by 0.24."""
+    temperature: NonNegative = 0.25
+    """On R's scale of 0..1: the levels' mean features are mixed with weights softmax(what they are compared by / temperature).
+    0: a Gaussian takes the level that compares best alone."""
     downscale: Count = 2
     """The label maps and the blend weights are this many times smaller than the segmented images."""
     min_blend_weight: Share = 1e-3
@@ -73,12 +74,12 @@ def galift(
     config: GaliftConfig,
     encoder_name: str = "",
 ) -> LanguageField:
-    """Give every Gaussian the mean direction of the level on which the views agree most about it.
+    """Give every Gaussian the mean direction of the levels on which the views agree most about it.
 
     Features are unit vectors; a Gaussian that no labelled pixel sees has a feature of 0. The field's ``level_weights``
     say which levels each Gaussian trusts; its statistics what the subspace keeps of the mask embeddings
-    (``explained_energy``, ``mean_mask_cosine``), the mean R of the levels and of the choice, and how many Gaussians
-    chose each level.
+    (``explained_energy``, ``mean_mask_cosine``), the mean R of the levels and of the mixture, and how much each level is
+    trusted.
 
     Args:
         encoder_name: is noted in the field.
