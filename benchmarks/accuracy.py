@@ -387,7 +387,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--skip", nargs="*", choices=PARTS, default=[])
     parser.add_argument("--page", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/accuracy.json"))
     options = parser.parse_args()
     run = open_run(options.run)
     found = measure(run, options)
@@ -395,6 +395,7 @@ def main() -> None:
         "python": platform.python_version()
     }
     report = {"run": str(options.run), "versions": versions, "seeds": options.seeds, **found}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\nwritten to {options.out}")
 

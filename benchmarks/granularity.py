@@ -448,7 +448,7 @@ def main() -> None:
         "--only", nargs="+", choices=get_args(Method), help="these methods, at the headline setting alone"
     )
     parser.add_argument("--noise", type=float, default=0.3, help="length of the noise on unit features")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/granularity.json"))
     parser.add_argument("--plot", type=Path, help="PNG of the sweep; needs matplotlib")
     options = parser.parse_args()
     size = SMALL if options.small else FULL
@@ -469,6 +469,7 @@ def main() -> None:
     versions = {name: version(name) for name in ("numba", "numpy", "torch")} | {"python": platform.python_version()}
     about = {"machine": machine, "versions": versions, "size": asdict(size), "noise": options.noise}
     found = {"gaussians": len(world.gaussians), "objects": world.objects, "headline": rows, "runs": headline + sweep}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(about | found, indent=1) + "\n")
     missed = [] if options.only else missed_floors(rows, options.small)
     print(f"\nwritten to {options.out}", *(f"MISSED {line}" for line in missed), sep="\n")
