@@ -26,7 +26,17 @@ from gags.errors import GagsError
 from gags.pipeline import RunConfig, run
 from gags.presets import TINY
 from gags.query import QueryConfig, query, query_3d
-from gags.runs import PRIOR_FILE, Run, evaluate_run, file_name, open_run, stored_prior
+from gags.report import ReportConfig, make_report
+from gags.runs import (
+    HELD_OUT_QUALITY,
+    PRIOR_FILE,
+    TRAINING_QUALITY,
+    Run,
+    evaluate_run,
+    file_name,
+    open_run,
+    stored_prior,
+)
 from gags.scene import SceneConfig
 from gags.store import read_json, write_json, write_tensors
 
@@ -194,17 +204,22 @@ def test_trained_splats_can_be_brought_along(finished: Run, tiny_scene: Path, tm
 def test_photographs_that_contradict_the_others_are_named(
     finished: Run, tiny_scene: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert read_json(finished.folder.path("metrics/reconstruction.json"))["badly_explained"] == []
+    swapped = {"view_01.png", "view_06.png"}
+    assert not swapped & set(read_json(finished.folder.path(TRAINING_QUALITY))["badly_explained"])
     scene = shutil.copytree(tiny_scene, tmp_path / "swapped")
-    first, last = scene / "images/view_00.png", scene / "images/view_07.png"
+    first, last = scene / "images/view_01.png", scene / "images/view_06.png"
     first.rename(tmp_path / "first"), last.rename(first), (tmp_path / "first").rename(last)
     config = dataclasses.replace(TINY, splats=finished.folder.path("splats/splats.ply"))
     with caplog.at_level("WARNING", "gags.pipeline"):
         made = make(scene, tmp_path / "run", config)
-    assert "2 of 8 training photographs come out 6 dB or more worse" in caplog.text
-    quality = read_json(made.folder.path("metrics/reconstruction.json"))
-    assert quality["badly_explained"] == ["view_00.png", "view_07.png"]
-    assert quality["n_held_out"] == 0 and quality["psnr_db"] is None
+    quality = read_json(made.folder.path(TRAINING_QUALITY))
+    suspects = quality["badly_explained"]
+    assert swapped <= set(suspects) and len(suspects) <= 3
+    assert quality["n_views"] == len(quality["per_view"]) == 8
+    said = f"{len(suspects)} of 8 photographs come out 8 dB or more worse than the good ones ({', '.join(suspects)}; all in"
+    assert said in caplog.text and "--scene.cameras photographs" in caplog.text
+    assert not made.folder.path(HELD_OUT_QUALITY).exists()
+    assert f"badly explained: {', '.join(suspects)}" in make_report(made, None, QUERY, ReportConfig())
 
 
 def test_the_split_is_named_by_what_was_held_out(tiny_scene: Path, finished: Run, tmp_path: Path) -> None:

@@ -122,12 +122,23 @@ def test_training_explains_views_it_has_not_seen(blob_scene: Scene) -> None:
     assert trained.sh_degree == 1
 
 
-def test_views_far_below_the_median_are_named() -> None:
-    quality = [
-        ViewQuality(f"{number}.png", psnr, 0.9) for number, psnr in enumerate([30.0, 23.5, 23.6, 33.0, 29.0, 30.0])
-    ]
-    assert badly_explained(quality) == ["1.png"]
-    assert badly_explained([]) == []
+@pytest.mark.parametrize(
+    ("values", "bad"),
+    [
+        # upper quartile 30: below 22
+        ([30.0, 21.9, 22.1, 33.0, 29.0, 30.0], [1]),
+        # half of them, as where a walk did not close
+        ([18.0, 30.0, 20.0, 31.0, 19.0, 30.0], [0, 2, 4]),
+        # some better than needed
+        ([40.0, 26.0, 24.9, 40.0, 40.0, 40.0], [2]),
+        # exactly as photographed
+        ([math.inf, math.inf, math.inf], []),
+        ([], []),
+    ],
+)
+def test_views_far_below_the_good_ones_are_named(values: list[float], bad: list[int]) -> None:
+    quality = [ViewQuality(f"{number}.png", psnr, 0.9) for number, psnr in enumerate(values)]
+    assert badly_explained(quality) == [f"{number}.png" for number in bad]
 
 
 def test_held_out_photographs_are_not_read(blob_scene: Scene) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -13,12 +15,25 @@ from blobs import blob_scene
 from gags.distill import FeatureDecoder, FieldMeta, LanguageField, LinearDecoder
 from gags.distill._codes import PackedCodes
 from gags.distill._field import blended_lengths, leading_coordinates
+from gags.query import QueryConfig, gaussian_relevancy, phrase_vectors, relevancy
 
 FEATURE_WIDTH, WIDTH = 60, 300
 
 
 def _random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+class _Words:
+    """Gives each phrase the next vector."""
+
+    name, width, tile_px = "words", WIDTH, 8
+
+    def encode_tiles(self, tiles: Tensor) -> Tensor:
+        raise AssertionError("a query encodes no tiles")
+
+    def encode_phrases(self, phrases: Sequence[str]) -> Tensor:
+        return _vectors(len(phrases))
 
 
 def _linear(width: int = WIDTH) -> LinearDecoder:
@@ -78,20 +93,37 @@ def test_similarities_of_a_field_are_those_of_its_decoded_features(make: type) -
     torch.testing.assert_close(field.similarity_map(camera, vectors, exact=True), decoded, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [1, 5, 7])
-def test_packed_codes_multiply_as_codes_do(count: int) -> None:
-    codes = _random(37, 19).relu()
-    codes[:, 4], codes[8] = 0, 0
+def _packing_bound(codes: Tensor, packed: PackedCodes, matrix: Tensor) -> Tensor:
+    """Half an integer in every coordinate."""
+    largest = (codes / packed.column_scales).abs().amax(dim=1, keepdim=True)
+    return largest / 254 * (packed.column_scales @ matrix.abs()) + 1e-5
+
+
+@pytest.mark.parametrize(("rows", "count"), [(37, 1), (37, 5), (37, 7), (16384 + 37, 2), (37, 0), (0, 3)])
+def test_packed_codes_multiply_as_codes_do(rows: int, count: int) -> None:
+    codes = _random(rows, 19)
+    codes[:, 4], codes[8:9] = 0, 0
     matrix = _random(19, count, seed=1)
-    packed = PackedCodes.of(codes.split(10))
-    assert packed.integers.shape == (3, 18, 16)
-    columns = codes.amax(dim=0)
-    relative = (codes / columns.clamp(min=1e-9)).amax(dim=1, keepdim=True)
-    off = (packed.times(matrix) - codes @ matrix).abs()
-    # half an integer, and what half precision loses of the codes first
-    assert (off <= relative / 254 * (columns @ matrix.abs()) + codes @ matrix.abs() / 2048 + 1e-6).all()
-    assert off.max() > 1e-4
-    assert not packed.times(matrix)[8].any()
+    packed = PackedCodes.of(lambda features: features, codes)
+    products = packed.times(matrix)
+    assert products.shape == (rows, count)
+    off = (products - codes @ matrix).abs()
+    assert (off <= _packing_bound(codes, packed, matrix)).all()
+    assert not products[8:9].any()
+
+
+def test_codes_of_nothing_are_nothing() -> None:
+    assert not PackedCodes.of(lambda features: features, torch.zeros(20, 3)).times(_random(3, 2)).any()
+
+
+def test_a_wild_code_costs_the_others_nothing() -> None:
+    codes, matrix = _random(5000, 8), _random(8, 5, seed=1)
+    exact = codes @ matrix
+    codes[4, 2], codes[6] = 1e7, math.nan
+    others = [row for row in range(5000) if row not in (4, 6)]
+    off = (PackedCodes.of(lambda features: features, codes).times(matrix) - exact)[others].abs()
+    # as for the tame ones: 1/254 of the largest of eight, eight times
+    assert off.max() < 0.02 * float(exact[others].abs().max())
 
 
 def test_the_quick_map_of_a_lifted_field_is_nearly_exact() -> None:
@@ -130,3 +162,13 @@ def test_lengths_of_blends() -> None:
     # in all directions the leading part is everything
     whole = blended_lengths(weights @ leading_coordinates(features, FEATURE_WIDTH))
     torch.testing.assert_close(whole, (weights @ features).norm(dim=1))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_questions_in_3d_are_as_exact_as_asked(exact: bool) -> None:
+    field, encoder = _field(_linear()), _Words()
+    config = QueryConfig(exact=exact)
+    positives, negatives = phrase_vectors(["thing"], encoder, config)
+    asked = relevancy(field.decode(field.features), positives, negatives)
+    off = (gaussian_relevancy(field, ["thing"], encoder, config) - asked).abs().max()
+    assert off < 1e-5 if exact else 1e-5 < off < 0.02

@@ -23,7 +23,7 @@ from gags.inventory import Inventory, InventoryConfig, NothingFoundError, invent
 from gags.logs import read_log
 from gags.pictures import FOUND_COLOR, RenderMode, painter, thing_crop
 from gags.query import VOCABULARY, QueryConfig, best_views, query, query_3d
-from gags.runs import FieldKind, Frames, Run, labelled_views
+from gags.runs import HELD_OUT_QUALITY, TRAINING_QUALITY, FieldKind, Frames, Run, labelled_views
 from gags.scene import View
 from gags.segment import LEVELS
 from gags.settings import Count, Side, check_settings
@@ -151,20 +151,15 @@ def _head(run: Run, kind: FieldKind | None) -> str:
 
 def _metrics(run: Run) -> str:
     parts = []
-    quality = run.folder.path("metrics/reconstruction.json")
-    if quality.exists():
-        found = read_json(quality)
-        facts = []
-        # runs of before 2026-11-28 have held-out views alone
-        if "n_training" in found:
-            facts += [
-                ("PSNR of training views, dB", f"{found['training_psnr_db']:.2f}"),
-                ("of them 6 dB or more below the median", f"{len(found['badly_explained'])} of {found['n_training']}"),
-            ]
-        if found["n_held_out"]:
-            held_out = [("PSNR of held-out views, dB", f"{found['psnr_db']:.2f}"), ("SSIM", f"{found['ssim']:.3f}")]
-            facts += [*held_out, ("held-out views", str(found["n_held_out"]))]
-        parts.append(_facts(facts))
+    for name, kind in ((HELD_OUT_QUALITY, "held-out views"), (TRAINING_QUALITY, "training views")):
+        quality = run.folder.path(name)
+        if quality.exists():
+            found = read_json(quality)
+            facts = [("PSNR, dB", f"{found['psnr_db']:.2f}"), ("SSIM", f"{found['ssim']:.3f}")]
+            facts.append((kind, str(len(found["per_view"]))))
+            parts.append(_facts(facts))
+            if found.get("badly_explained"):
+                parts.append(f"<p>badly explained: {html.escape(', '.join(found['badly_explained']))}</p>")
     rows = []
     for path in sorted(run.folder.path("metrics").glob("evaluation*.json")):
         entry = read_json(path)

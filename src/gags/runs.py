@@ -57,6 +57,8 @@ logger = logging.getLogger(__name__)
 FieldKind = Literal["gad", "lift", "galift"]
 """Learned, lifted from all levels alike, lifted from the level each Gaussian trusts."""
 FIELD_KINDS: tuple[FieldKind, ...] = ("gad", "lift", "galift")
+HELD_OUT_QUALITY = "metrics/reconstruction.json"
+TRAINING_QUALITY = "metrics/training_views.json"
 PRIOR_FILE = "%prior.safetensors"
 """Beside the features: what their encoder was adapted by. No view's ``file_name`` has a percent sign before a letter."""
 Product = TypeVar("Product")

@@ -45,7 +45,7 @@ class Setting:
 
     prompts: Prompts
     levels: Levels
-    """What gad learns from; the lift blends all three alike, galift chooses for itself."""
+    """What gad learns from; the lift blends all three alike, galift weighs them itself."""
     field: FieldKind = "gad"
 
 
@@ -240,7 +240,7 @@ def ablation_table(found: Mapping[SettingName, Sequence[Outcome]]) -> Table:
         table.add_row(
             "depth (GaS)" if setting.prompts == "depth" else setting.prompts,
             setting.field,
-            setting.levels if setting.field != "galift" else "by agreement",
+            setting.levels if setting.field != "galift" else "weighed",
             f"{_with_spread(row['miou'])} ({100 * low:.1f} to {100 * high:.1f})",
             _with_spread(row["localisation_accuracy"]),
             f"{row['field_seconds']['mean']:.0f}",

@@ -91,7 +91,7 @@ def _with_short_flags(options: Arguments) -> RunConfig:
     if options.levels is not None:
         if config.field == "galift":
             raise GagsError(
-                f"--levels {options.levels}: expected --field gad, lift or all, found galift, which finds the level itself"
+                f"--levels {options.levels}: expected --field gad, lift or all, found galift, which weighs the levels itself"
             )
         config = dataclasses.replace(config, distill=dataclasses.replace(config.distill, levels=options.levels))
         if options.levels != "gad":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numba
@@ -17,53 +17,64 @@ from gags.simd import LANES, load, load_integers, load_splat, multiply_add, para
 _TOGETHER = 5
 """Vectors that share a reading of the codes: a phrase and the four canonical negatives."""
 _LARGEST = 127
-_PACKED_ROWS = 16384
-"""A multiple of LANES."""
+_ROWS = 16384
+"""Gaussians decoded at a time, a multiple of LANES: hidden layers stay at 16 MB each."""
+_SAMPLE = 4096
+_LOWEST_SCALE = 0.05
 
 
 @dataclass(frozen=True)
 class PackedCodes:
     """A row of 8-bit integers and its scale for every Gaussian: a quarter of float32's memory.
 
-    A coordinate is off by at most 1/254 of what is the largest of its row, each measured by its column's largest: relevancy was
-    off by 0.006 at most and 0.0005 in the mean (benchmarks/README.md).
+    A coordinate is off by at most 1/254 of what is the largest of its row, each measured by its column's scale: relevancy was
+    off by 0.008 at most and 0.0005 in the mean (benchmarks/README.md). A wild code costs the others nothing.
     """
 
-    integers: Int8[Tensor, "block used_code lane"]
-    """Of LANES Gaussians a block, the last filled up with zeros. Columns that are 0 for all are left out: a third of a
-    learned decoder's."""
+    integers: Int8[Tensor, "block code lane"]
+    """Of LANES Gaussians a block, the last filled up with zeros."""
     row_scales: Float[Tensor, " gaussian"]
     column_scales: Float[Tensor, " code"]
-    """An integer of 1 means the product of its row's and its column's scale. 0: the column is left out."""
+    """An integer of 1 means the product of its row's and its column's scale."""
 
     @classmethod
-    def of(cls, chunks: Iterable[Float[Tensor, "row code"]]) -> PackedCodes:
-        """Pack codes that come in pieces, so that all of them in float32 are never in memory."""
-        # that half of them is: rounding to 8 bits does not notice
-        rows = torch.cat([chunk.half().cpu() for chunk in chunks])
-        column_scales = rows.abs().amax(dim=0).float()
-        used = column_scales > 0
+    def of(
+        cls,
+        encode: Callable[[Float[Tensor, "row d"]], Float[Tensor, "row code"]],
+        features: Float[Tensor, "gaussian d"],
+    ) -> PackedCodes:
+        """Codes of all features, some at a time: all of them in float32 are never in memory."""
+        column_scales = _column_scales(encode(features[:: max(1, -(-len(features) // _SAMPLE))]).cpu())
         integers, row_scales = [], []
-        for chunk in rows.split(_PACKED_ROWS):
-            relative = chunk[:, used] / column_scales[used]
+        for rows in features.split(_ROWS):
+            relative = encode(rows).cpu() / column_scales
             # a row of zeros has any scale
-            scale = relative.abs().amax(dim=1).clamp(min=1e-30) / _LARGEST
-            filled = functional.pad((relative / scale[:, None]).round().to(torch.int8), (0, 0, 0, -len(chunk) % LANES))
+            scales = relative.abs().amax(dim=1).clamp(min=1e-30) / _LARGEST
+            filled = functional.pad((relative / scales[:, None]).round().to(torch.int8), (0, 0, 0, -len(rows) % LANES))
             integers.append(filled.unflatten(0, (-1, LANES)).transpose(1, 2).contiguous())
-            row_scales.append(scale)
+            row_scales.append(scales)
         return cls(torch.cat(integers), torch.cat(row_scales), column_scales)
 
     def times(self, matrix: Float[Tensor, "code vector"]) -> Float[Tensor, "gaussian vector"]:
         """The codes' products with the columns of a matrix."""
-        used = self.column_scales > 0
-        vectors = (matrix.cpu() * self.column_scales[:, None])[used]
-        groups = functional.pad(vectors, (0, -vectors.shape[1] % _TOGETHER)).split(_TOGETHER, dim=1)
+        vectors = matrix.cpu() * self.column_scales[:, None]
         scales = functional.pad(self.row_scales, (0, -len(self.row_scales) % LANES))
+        groups = range(0, vectors.shape[1], _TOGETHER)
         products = torch.empty(len(groups), _TOGETHER, len(scales))
-        for group, result in zip(groups, products, strict=True):
-            flat = (self.integers.view(-1), scales, group.flatten(), result.view(-1))
+        for first, result in zip(groups, products, strict=True):
+            group = vectors[:, first : first + _TOGETHER]
+            filled = functional.pad(group, (0, _TOGETHER - group.shape[1])).flatten()
+            flat = (self.integers.view(-1), scales, filled, result.view(-1))
             _multiply(*(tensor.numpy() for tensor in flat), len(vectors))
         return products.flatten(0, 1)[: matrix.shape[1], : len(self.row_scales)].T.to(matrix.device)
+
+
+def _column_scales(sample: Float[Tensor, "row code"]) -> Float[Tensor, " code"]:
+    """How large a column's codes get, but for the largest thousandth; columns that are small throughout count as larger."""
+    if not len(sample):
+        return torch.ones(sample.shape[1])
+    scales = sample.abs().nanquantile(0.999, dim=0)
+    return scales.clamp(min=max(_LOWEST_SCALE * float(scales.max()), 1e-30))
 
 
 @parallel_kernel

@@ -195,7 +195,8 @@ class LinearDecoder(nn.Module):
         self, features: Float[Tensor, "row d"], vectors: Float[Tensor, "vector embedding"], rounded: bool
     ) -> Float[Tensor, "row vector"]:
         """The dot products of decoded features with vectors; nothing is rounded."""
-        return self.codes(features) @ self.fold(vectors)
+        folded = self.fold(vectors)
+        return torch.cat([self.codes(chunk) @ folded for chunk in features.split(_ROWS_TOGETHER)])
 
 
 def _linear_layers(widths: Sequence[int]) -> nn.ModuleList:

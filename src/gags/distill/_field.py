@@ -31,7 +31,7 @@ class FieldMeta:
     """Where a field comes from. Everything here is JSON."""
 
     kind: Literal["gad", "lift", "galift"]
-    """Learned (granularity-aware distillation), or lifted in closed form from all levels alike or from the trusted one."""
+    """Learned (granularity-aware distillation), or lifted in closed form, levels alike or as far as they are trusted."""
     feature_width: int
     """d, numbers on a Gaussian."""
     embedding_width: int
@@ -75,8 +75,7 @@ class LanguageField:
             exact: decode. Else the first call decodes, and keeps codes of 8 bits: later ones need a product with those.
         """
         if exact:
-            chunks = self.features.split(_DECODE_ROWS)
-            return torch.cat([self._decoder.products(chunk, vectors, rounded=False) for chunk in chunks])
+            return self._decoder.products(self.features, vectors, rounded=False)
         return self._codes.times(self._decoder.fold(vectors))
 
     @torch.inference_mode()
@@ -109,7 +108,7 @@ class LanguageField:
 
     @cached_property
     def _codes(self) -> PackedCodes:
-        return PackedCodes.of(self._decoder.codes(chunk) for chunk in self.features.split(_DECODE_ROWS))
+        return PackedCodes.of(self._decoder.codes, self.features)
 
     @cached_property
     def _leading(self) -> Float[Tensor, "gaussian leading_and_two"]:

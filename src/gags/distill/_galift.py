@@ -3,9 +3,9 @@
 For Gaussian i and level g let s_g(i) = sum over views and pixels of b t_g, with b the blend weights and t_g the unit
 features of the level-g masks. Its mean resultant length R_g(i) = |s_g(i)| / sum of b, in [0, 1], is 1 when all views agree
 (Mardia and Jupp, *Directional Statistics*, 2000, section 9.2). Each Gaussian takes its feature from the levels that agree most,
-where larger regions have a start: a patch of wall looks the same from everywhere, and says nothing. The choice is soft, as GaD's is:
-where two levels are about as good, both speak. A mask's votes weigh as much as the other views confirm it (``confirmations``): one
-that spills over two objects in this view alone has little to say.
+where larger regions have a start: a patch of wall looks the same from everywhere, and says nothing. The choice is soft, as GaD's
+is: where two levels are about as good, both speak. A mask's votes weigh as much as the other views confirm it
+(``confirmations``): one that spills over two objects in this view alone has little to say.
 
 Everything happens in the ``feature_width``-dimensional subspace that keeps most of the masks' embeddings. Projection P
 shortens s_g by at most sum b |t_g - P t_g|, so R_g is low by at most the blend-weighted mean length of what the subspace
@@ -78,8 +78,8 @@ def galift(
 
     Features are unit vectors; a Gaussian that no labelled pixel sees has a feature of 0. The field's ``level_weights``
     say which levels each Gaussian trusts; its statistics what the subspace keeps of the mask embeddings
-    (``explained_energy``, ``mean_mask_cosine``), the mean R of the levels and of the mixture, and how much each level is
-    trusted.
+    (``explained_energy``, ``mean_mask_cosine``), the mean R of each level and of all as they are trusted, and how much
+    each level is trusted.
 
     Args:
         encoder_name: is noted in the field.

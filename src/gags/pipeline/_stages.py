@@ -20,8 +20,8 @@ from gags.logs import LogRow, training_log
 from gags.pipeline._config import RunConfig
 from gags.progress import track
 from gags.rasterize import render
-from gags.reconstruct import ReconstructState, badly_explained, measure_views, reconstruct
-from gags.runs import PRIOR_FILE, FieldKind, file_name, stored_prior
+from gags.reconstruct import FAR_BELOW_DB, ReconstructState, ViewQuality, badly_explained, measure_views, reconstruct
+from gags.runs import HELD_OUT_QUALITY, PRIOR_FILE, TRAINING_QUALITY, FieldKind, file_name, stored_prior
 from gags.scene import Scene, load_scene, save_scene
 from gags.segment import (
     Segmenter,
@@ -113,8 +113,8 @@ def make_splats(
     if not stage.complete:
         with stage.building():
             path = stage.path("splats.ply")
-            quality_path = folder.path("metrics/reconstruction.json")
-            quality_path.unlink(missing_ok=True)
+            for name in (HELD_OUT_QUALITY, TRAINING_QUALITY):
+                folder.path(name).unlink(missing_ok=True)
             if not path.exists():
                 resume, save, clear = _checkpoint(stage, ReconstructState.from_state)
 
@@ -132,35 +132,44 @@ def make_splats(
                     write_splats(path, read_splats(config.splats))
                 clear()
             gaussians = read_splats(path)
-            write_json(quality_path, _quality(gaussians, scene, config.reconstruct.max_side_px))
+            _measure(folder, gaussians, scene, config)
     return stage
 
 
-def _quality(gaussians: Gaussians, scene: Scene, max_side_px: int | None) -> dict[str, Any]:
+def _measure(folder: RunFolder, gaussians: Gaussians, scene: Scene, config: RunConfig) -> None:
+    """How well the splats explain the photographs: those that were held out, and those that they were trained on."""
+    max_side_px = config.reconstruct.max_side_px
+    held_out = measure_views(gaussians, scene.held_out_views, max_side_px)
+    if held_out:
+        write_json(
+            folder.path(HELD_OUT_QUALITY),
+            {"n_gaussians": len(gaussians), "n_held_out": len(held_out)} | _means(held_out),
+        )
     training = measure_views(gaussians, scene.training_views, max_side_px)
+    if not training:
+        return
     suspects = badly_explained(training)
+    path = folder.path(TRAINING_QUALITY)
+    write_json(path, {"n_views": len(training), "badly_explained": suspects} | _means(training))
     if len(suspects) > _FEW_SUSPECTS * len(training):
         logger.warning(
-            "%d of %d training photographs come out 6 dB or more worse than the median, as they do where cameras are off or things "
-            "moved: answers suffer there. If the cameras came with the scene, --scene.cameras photographs makes them anew",
+            "%d of %d photographs come out %g dB or more worse than the good ones (%s; all in %s), as they do where cameras are "
+            "off or things moved: answers suffer there%s",
             len(suspects),
             len(training),
+            FAR_BELOW_DB,
+            ", ".join(suspects[:3]) + (", ..." if len(suspects) > 3 else ""),
+            path,
+            "" if config.scene.cameras == "photographs" else "; --scene.cameras photographs makes the cameras anew",
         )
-    held_out = measure_views(gaussians, scene.held_out_views, max_side_px)
+
+
+def _means(qualities: Sequence[ViewQuality]) -> dict[str, Any]:
     return {
-        "n_gaussians": len(gaussians),
-        "n_training": len(training),
-        "training_psnr_db": _mean([view.psnr for view in training]),
-        "badly_explained": suspects,
-        "n_held_out": len(held_out),
-        "psnr_db": _mean([view.psnr for view in held_out]),
-        "ssim": _mean([view.ssim for view in held_out]),
-        "per_view": held_out,
+        "psnr_db": sum(view.psnr for view in qualities) / len(qualities),
+        "ssim": sum(view.ssim for view in qualities) / len(qualities),
+        "per_view": qualities,
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
 
 
 def make_depths(folder: RunFolder, splats_stage: Stage, scene: Scene, gaussians: Gaussians, config: RunConfig) -> Stage:

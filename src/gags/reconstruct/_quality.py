@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from gags.gaussians import Gaussians
@@ -27,7 +27,9 @@ class ViewQuality:
     """Structural similarity, 1 if equal."""
 
 
-_FAR_BELOW_DB = 6.0
+FAR_BELOW_DB = 8.0
+"""A view that is this much worse than the upper quartile of those that were trained on is badly explained."""
+_GOOD_ENOUGH_DB = 25.0
 
 
 @torch.no_grad()
@@ -37,9 +39,14 @@ def measure_views(gaussians: Gaussians, views: Sequence[View], max_side_px: int 
 
 
 def badly_explained(training: Sequence[ViewQuality]) -> list[str]:
-    """Names of the views that were trained on and still are 6 dB or more below the median: their cameras contradict the others'."""
-    values = [view.psnr for view in training]
-    return [view.name for view in training if view.psnr <= statistics.median(values) - _FAR_BELOW_DB]
+    """Names of the views that were trained on and still are ``FAR_BELOW_DB`` below the upper quartile, and below 25 dB.
+
+    Their cameras are off, or things moved before them. (Not the median: half of a scene's cameras may be off.)
+    """
+    if not training:
+        return []
+    good = float(np.quantile([min(view.psnr, 100.0) for view in training], 0.75))
+    return [view.name for view in training if view.psnr < min(good - FAR_BELOW_DB, _GOOD_ENOUGH_DB)]
 
 
 def _measure_view(gaussians: Gaussians, view: View, max_side_px: int | None) -> ViewQuality:
