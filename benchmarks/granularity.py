@@ -14,9 +14,9 @@ damaged in every view anew:
   nearer), its feature is the area-weighted mean: views disagree, and their average is off.
 - *both*: one damaged level of each kind.
 
-All features have noise on top. GaD, the granularity-aware lift (by agreement alone, and *sized*: with its prior on region
-sizes), plain lifts of one level and of all three, and the distilled mean are compared on the labelled objects: cosine of
-the decoded pixels with the object's feature, mIoU of the nearest object by feature, and how many pixels trust the clean
+All features have noise on top. GaD, the granularity-aware lift (by agreement alone, and as it is by default: softly, with its
+prior on region sizes), plain lifts of one level and of all three, and the distilled mean are compared on the labelled objects:
+cosine of the decoded pixels with the object's feature, mIoU of the nearest object by feature, and how many pixels trust the clean
 level. Writes JSON (and a plot); exits with 1 when the floors of ``--small``, or GaD's 90 %, are missed.
 """
 
@@ -58,7 +58,7 @@ Method = Literal[
     "galift",
     "galift soft",
     "galift unvoted",
-    "galift sized",
+    "galift default",
     "lift",
     "lift s",
     "lift m",
@@ -316,17 +316,17 @@ def methods(
         downscale=1,
         seed=seed,
     )
-    plain, sized = (
+    plain, default = (
         LiftConfig(downscale=1, feature_width=FEATURE_WIDTH),
         GaliftConfig(downscale=1, feature_width=FEATURE_WIDTH),
     )
     yield "gad", lambda: distill(*products, gad)
     yield "distilled mean", lambda: distill(*products, replace(gad, levels="mean"))
-    bare = replace(sized, size_prior=0.0, temperature=0.0)
+    bare = replace(default, size_prior=0.0, temperature=0.0)
     yield "galift", lambda: galift(*products, bare)
     yield "galift soft", lambda: galift(*products, replace(bare, temperature=0.05))
     yield "galift unvoted", lambda: galift(*products, replace(bare, confirmation_power=0.0))
-    yield "galift sized", lambda: galift(*products, sized)
+    yield "galift default", lambda: galift(*products, default)
     yield "lift", lambda: lift(*products, plain)
     yield "lift s", lambda: lift(*products, replace(plain, levels="s"))
     yield "lift m", lambda: lift(*products, replace(plain, levels="m"))
