@@ -22,7 +22,7 @@ from gags.rasterize import render_values
 
 _DECODE_ROWS = 16384
 """Features decoded at a time: the hidden layers stay at 16 MB each."""
-_LEADING = 16
+_LEADING = 20
 """Coordinates of a lifted field that are rendered for the length of blended features."""
 
 
@@ -86,7 +86,7 @@ class LanguageField:
 
         Args:
             exact: render the features, decode every pixel. Else lifted fields are rendered in ``blended_lengths``'s way, in
-                as many channels as there are vectors and 18: a few per cent off where a pixel sees unlike things; learned
+                as many channels as there are vectors and 22: a few per cent off where a pixel sees unlike things; learned
                 decoders compute in bfloat16 where the processor can.
         """
         if exact or not isinstance(self.feature_decoder, LinearDecoder) or self._is_narrow(len(vectors)):

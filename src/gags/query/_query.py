@@ -46,7 +46,7 @@ class QueryConfig:
     """With ``reference_quirks``: radius of the neighbourhood instead, in scene units."""
     exact: bool = False
     """Decode every pixel and every Gaussian. Without it the maps of lifted fields are rendered in fewer channels, some 20 times
-    faster: relevancy is off by 0.0013 in the mean and by 0.012 at most (benchmarks/README.md). Learned decoders then compute in
+    faster: relevancy is off by 0.0016 in the mean and by 0.016 at most (benchmarks/README.md). Learned decoders then compute in
     bfloat16, twice as fast and 0.003 off at most, where the processor can; of Gaussians 8 bits are kept, 0.008 off at most.
     Evaluations are always exact."""
     reference_quirks: bool = False
