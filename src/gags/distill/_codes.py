@@ -20,7 +20,9 @@ _LARGEST = 127
 _ROWS = 16384
 """Gaussians decoded at a time, a multiple of LANES: hidden layers stay at 16 MB each."""
 _SAMPLE = 4096
+"""Gaussians whose codes say how large each column gets."""
 _LOWEST_SCALE = 0.05
+"""A column's scale is this share of the largest at least: one that is 0 in the sample may not be elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,9 @@ class PackedCodes:
     integers: Int8[Tensor, "block code lane"]
     """Of LANES Gaussians a block, the last filled up with zeros."""
     row_scales: Float[Tensor, " gaussian"]
+    """An integer of 1 means its row's scale times its column's."""
     column_scales: Float[Tensor, " code"]
-    """An integer of 1 means the product of its row's and its column's scale."""
+    """How large the codes of most Gaussians get."""
 
     @classmethod
     def of(

@@ -30,6 +30,7 @@ class ViewQuality:
 FAR_BELOW_DB = 8.0
 """A view that is this much worse than the upper quartile of those that were trained on is badly explained."""
 _GOOD_ENOUGH_DB = 25.0
+"""A view above this is never called badly explained, however good the others are."""
 
 
 @torch.no_grad()
