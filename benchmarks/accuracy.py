@@ -25,6 +25,7 @@ import html
 import json
 import platform
 import statistics
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -40,6 +41,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from gags.encode import EncodeConfig, encode, make_tiles
+from gags.errors import GagsError
 from gags.evaluate import Evaluation, FrameLabels, Labels, evaluate
 from gags.images import colormap, draw_mask, draw_point, feature_colors, feature_palette, read_image, write_image
 from gags.query import Hit, QueryConfig, find, relevancy_maps, teacher_relevancy
@@ -401,4 +403,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (GagsError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")

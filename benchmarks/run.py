@@ -29,6 +29,7 @@ import torch
 
 from engine_rows import blending, forward, peers, rasterizer, reconstruction, training_iteration
 from field_rows import distillation, fields, query_in_3d, segmentation, three_fields, view_query
+from gags.errors import GagsError
 from gags.query import QueryConfig, relevancy_maps
 from gags.rasterize import blend_weights
 from gags.runs import open_run
@@ -167,4 +168,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (GagsError, FileNotFoundError) as error:
+        sys.exit(f"error: {error}")

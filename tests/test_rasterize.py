@@ -313,6 +313,15 @@ def test_bad_arguments_are_named(changes: dict, options: dict, message: str) -> 
         rasterization(*splats.tensors(), WIDTH, HEIGHT, **options)
 
 
+def test_gsplats_own_defaults_may_be_named() -> None:
+    splats = make_splats(seed=10)
+    defaults = {"packed": False, "sparse_grad": False, "camera_model": "pinhole", "channel_chunk": 32, "covars": None}
+    named = rasterization(*splats.tensors(), WIDTH, HEIGHT, **defaults)[0]
+    assert torch.equal(named, rasterization(*splats.tensors(), WIDTH, HEIGHT)[0])
+    with pytest.raises(GagsError, match="found camera_model, covars; leave them out"):
+        rasterization(*splats.tensors(), WIDTH, HEIGHT, camera_model="fisheye", covars=torch.eye(3))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("scene", "options"), CASES)
 def test_gsplat_on_cuda_is_the_same(scene: dict, options: dict) -> None:

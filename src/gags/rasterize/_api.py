@@ -16,6 +16,20 @@ from gags.rasterize._spherical import MAX_DEGREE
 RenderMode = Literal["RGB", "D", "ED", "RGB+D", "RGB+ED"]
 RENDER_MODES = ("RGB", "D", "ED", "RGB+D", "RGB+ED")
 RASTERIZE_MODES = ("classic", "antialiased")
+_CUDA_DEFAULTS: dict[str, Any] = {
+    "sparse_grad": False,
+    "channel_chunk": 32,
+    "distributed": False,
+    "camera_model": "pinhole",
+    "segmented": False,
+    "covars": None,
+    "with_ut": False,
+    "with_eval3d": False,
+    "radial_coeffs": None,
+    "tangential_coeffs": None,
+    "thin_prism_coeffs": None,
+}
+"""gsplat's own values of what only CUDA has: naming them changes nothing."""
 
 
 def rasterization(
@@ -68,7 +82,7 @@ def rasterization(
         absgrad: also sum the absolute gradients of the 2D means, to ``info["means2d"].absgrad`` (AbsGS, Ye et al.
             2024).
         rasterize_mode: "antialiased" scales opacities by sqrt(det / det with eps2d) (Mip-Splatting, Yu et al. 2024).
-        gsplat_options: gsplat's further arguments; CUDA only.
+        gsplat_options: gsplat's further arguments; on the CPU they may be named at their defaults.
 
     Returns:
         (pictures, alphas, info). ``info``: means2d [C, N, 2] px (call ``retain_grad`` on it), radii [C, N, 2] int32 px
@@ -88,8 +102,11 @@ def rasterization(
             packed=packed, tile_size=tile_size, backgrounds=backgrounds, render_mode=render_mode, absgrad=absgrad,
             rasterize_mode=rasterize_mode, **gsplat_options,
         )  # fmt: skip
-    if packed or gsplat_options:
-        named = ", ".join((["packed"] if packed else []) + sorted(gsplat_options))
+    wanted = [
+        name for name, value in gsplat_options.items() if name not in _CUDA_DEFAULTS or value != _CUDA_DEFAULTS[name]
+    ]
+    if packed or wanted:
+        named = ", ".join((["packed"] if packed else []) + sorted(wanted))
         raise GagsError(
             f"rasterization on CPU tensors: expected none of gsplat's CUDA options, found {named}; leave them out"
         )
