@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 
+import gsplat.rendering
 import numba
 import pytest
 import torch
@@ -13,6 +15,7 @@ from gags.errors import GagsError
 from gags.gaussians import Gaussians
 from gags.geometry import Camera, look_at
 from gags.rasterize import rasterization, render
+from gags.rasterize._api import _CUDA_DEFAULTS
 from gags.rasterize._tiles import TILE_HEIGHT, TILE_WIDTH
 from slow_rasterizer import slow_rasterization
 
@@ -311,6 +314,11 @@ def test_bad_arguments_are_named(changes: dict, options: dict, message: str) -> 
     splats = replace(make_splats(seed=10), **changes)
     with pytest.raises(GagsError, match=message):
         rasterization(*splats.tensors(), WIDTH, HEIGHT, **options)
+
+
+def test_gsplats_own_defaults_are_those_of_gsplat() -> None:
+    theirs = inspect.signature(gsplat.rendering.rasterization).parameters
+    assert {name: theirs[name].default for name in _CUDA_DEFAULTS} == _CUDA_DEFAULTS
 
 
 def test_gsplats_own_defaults_may_be_named() -> None:

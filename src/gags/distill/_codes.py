@@ -12,13 +12,12 @@ from jaxtyping import Float, Float32, Int8
 from torch import Tensor
 from torch.nn import functional
 
+from gags.distill._decoders import DECODE_ROWS
 from gags.simd import LANES, load, load_integers, load_splat, multiply_add, parallel_kernel, splat, store
 
 _TOGETHER = 5
 """Vectors that share a reading of the codes: a phrase and the four canonical negatives."""
 _LARGEST = 127
-_ROWS = 16384
-"""Gaussians decoded at a time, a multiple of LANES: hidden layers stay at 16 MB each."""
 _SAMPLE = 4096
 """Gaussians whose codes say how large each column gets."""
 _LOWEST_SCALE = 0.05
@@ -49,7 +48,9 @@ class PackedCodes:
         """Codes of all features, some at a time: all of them in float32 are never in memory."""
         column_scales = _column_scales(encode(features[:: max(1, -(-len(features) // _SAMPLE))]).cpu())
         integers, row_scales = [], []
-        for rows in features.split(_ROWS):
+        # whole blocks but for the last
+        assert DECODE_ROWS % LANES == 0
+        for rows in features.split(DECODE_ROWS):
             relative = encode(rows).cpu() / column_scales
             # a row of zeros has any scale
             scales = relative.abs().amax(dim=1).clamp(min=1e-30) / _LARGEST
@@ -77,6 +78,7 @@ def _column_scales(sample: Float[Tensor, "row code"]) -> Float[Tensor, " code"]:
     if not len(sample):
         return torch.ones(sample.shape[1])
     scales = sample.abs().nanquantile(0.999, dim=0)
+    # where all are 0 any scale will do
     return scales.clamp(min=max(_LOWEST_SCALE * float(scales.max()), 1e-30))
 
 

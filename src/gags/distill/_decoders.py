@@ -22,6 +22,8 @@ from gags.errors import GagsError
 _HIDDEN_WIDTH = 256
 _FEATURE_LAYERS = 9
 _GRANULARITY_WIDTHS = (64, 128, 64, 32, 16, 3)
+DECODE_ROWS = 16384
+"""Features decoded at a time where all of what they decode to is kept: the hidden layers stay at 16 MB each."""
 _ROWS_TOGETHER = 4096
 """Features multiplied at a time: what one layer hands to the next stays in the processor's cache."""
 

