@@ -43,11 +43,20 @@ from torch.nn import functional
 from gags.encode import EncodeConfig, encode, make_tiles
 from gags.errors import GagsError
 from gags.evaluate import Evaluation, FrameLabels, Labels, evaluate
-from gags.images import colormap, draw_mask, draw_point, feature_colors, feature_palette, read_image, write_image
+from gags.images import (
+    colormap,
+    draw_mask,
+    draw_point,
+    feature_colors,
+    feature_palette,
+    read_image,
+    resize_image,
+    write_image,
+)
 from gags.query import Hit, QueryConfig, find, relevancy_maps, teacher_relevancy
 from gags.rasterize import blend_weights, render
 from gags.runs import FIELD_KINDS, Run, evaluate_run, labelled_views, open_run
-from gags.segment import LEVELS, SegmentConfig, ViewMasks, make_segmenter, segment
+from gags.segment import LEVELS, SegmentConfig, ViewMasks, segment
 
 _HOUSEHOLD = (
     "lamp,curtain,window,book,table,cup,plate,keyboard,monitor,speaker,guitar,shoe,hat,clock,mirror,"
@@ -73,9 +82,7 @@ def segmented(
     for view in scene.training_views:
         if view.name not in depths:
             depths[view.name] = render(run.gaussians, view.camera.limited(config.max_side_px)).depth
-    segmenter = run.segmenter_override or make_segmenter(run.description["config"]["segmenter"])
-    if not with_depth:
-        segmenter = WithoutDepth(segmenter)
+    segmenter = run.segmenter if with_depth else WithoutDepth(run.segmenter)
     others = {view.name for view in scene.training_views} - names
     return dict(segment(scene, run.gaussians, depths, segmenter, config, skip=others)), depths
 
@@ -167,11 +174,12 @@ def measure_encoder(run: Run, labels: Labels, config: QueryConfig) -> dict[str, 
     """Ranks of the right phrases for labelled masks, and of the right masks for phrases."""
     encoder = run.tile_encoder
     owners = [(frame.image_name, label.category) for frame in labels.frames for label in frame.labels]
-    tiles = [
-        make_tiles(read_image(run.scene.view(frame.image_name).image_path), frame_masks(frame), encoder.tile_px)
-        for frame in labels.frames
-        if frame.labels
-    ]
+    tiles = []
+    for frame in labels.frames:
+        if frame.labels:
+            photograph = read_image(run.scene.view(frame.image_name).image_path)
+            image = resize_image(photograph, frame.width, frame.height)
+            tiles.append(make_tiles(image, frame_masks(frame), encoder.tile_px))
     vectors = torch.cat([encoder.encode_tiles(batch) for batch in tiles])
     asked = [*labels.phrases, *(name for name in DISTRACTORS if name not in labels.phrases)]
     likeness = vectors @ encoder.encode_phrases(asked).T

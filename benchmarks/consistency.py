@@ -28,15 +28,15 @@ from gags.encode import EncodeConfig, encode
 from gags.evaluate import Consistency, ConsistencyConfig, consistency
 from gags.progress import track
 from gags.runs import Run, open_run
-from gags.segment import SegmentConfig, Segmenter, make_segmenter, segment
+from gags.segment import SegmentConfig, segment
 
 
-def measure(run: Run, segmenter: Segmenter, config: SegmentConfig, every: int) -> tuple[Consistency, dict[str, float]]:
+def measure(run: Run, config: SegmentConfig, every: int) -> tuple[Consistency, dict[str, float]]:
     """The consistency of some views' masks when prompted like this; prompts and masks a view, and seconds."""
     names = {view.name for view in run.scene.training_views[::every]}
     others = {view.name for view in run.scene.training_views} - names
     started = time.perf_counter()
-    made = segment(run.scene, run.gaussians, run.depths, segmenter, config, skip=others)
+    made = segment(run.scene, run.gaussians, run.depths, run.segmenter, config, skip=others)
     masks = dict(track(made, f"segment ({config.prompts})", total=len(names)))
     scene = run.scene.holding_out(others)
     encode_config = EncodeConfig(**run.description["config"]["encode"])
@@ -74,15 +74,12 @@ def main() -> None:
     arguments = parser.parse_args()
     run = open_run(arguments.run)
     settings = run.description["config"]
-    segmenter = make_segmenter(settings["segmenter"], settings.get("segmenter_weights"))
     base = SegmentConfig(**settings["segment"])
     if arguments.min_per_side is not None:
         base = replace(base, min_per_side=arguments.min_per_side)
     ways = {"uniform": [replace(base, prompts="uniform")]}
     ways["depth"] = [replace(base, prompts="depth", seed=base.seed + seed) for seed in range(arguments.seeds)]
-    found = {
-        way: [measure(run, segmenter, config, arguments.every) for config in configs] for way, configs in ways.items()
-    }
+    found = {way: [measure(run, config, arguments.every) for config in configs] for way, configs in ways.items()}
 
     everything = [result for results in found.values() for result, _ in results]
     shared = torch.stack([result.view_counts >= 2 for result in everything]).all(dim=0)

@@ -19,6 +19,7 @@ from gags.encode import ClipEncoder, ImageTextEncoder, make_encoder
 from gags.errors import GagsError
 from gags.query import QueryConfig, query
 from gags.runs import open_run
+from gags.segment import make_segmenter
 from gags.store import read_json
 
 TILE = tiny_checkpoints.TILE
@@ -233,3 +234,7 @@ def test_a_run_with_sam_and_clip_answers_from_its_folder_alone(
     tiny_checkpoints.make_clip(weights / "clip", seed=5)
     with pytest.raises(GagsError, match=r"run\.json: expected the encoder that the run was made with \(clip, 12 wide"):
         _ = open_run(tmp_path / "out").encoder
+    assert open_run(tmp_path / "out").segmenter.name == make_segmenter("sam", weights / "sam").name
+    tiny_checkpoints.make_sam(weights / "sam", seed=5)
+    with pytest.raises(GagsError, match=r"run\.json: expected the segmenter that the run was made with \(sam, weights"):
+        _ = open_run(tmp_path / "out").segmenter

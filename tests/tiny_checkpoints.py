@@ -179,6 +179,68 @@ def write_meta_sam(path: Path, model: Any) -> dict[str, Tensor]:
     return tensors
 
 
+def write_mobile_sam(path: Path, sam: dict[str, Tensor], seed: int = 0) -> dict[str, Tensor]:
+    """MobileSAM's file: a random TinyViT in the place of the image encoder of these tensors of a file of Meta's.
+
+    Every size differs from the others that it could be taken for, and no window divides its grid (192, 96, 48, 48 a side).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    encoder: dict[str, Tensor] = {}
+
+    def layer(name: str, *shape: int, scale: float = 1.0) -> None:
+        encoder[name] = scale * torch.randn(*shape, generator=generator)
+
+    def convolution(name: str, out: int, per_group: int, size: int) -> None:
+        layer(f"{name}.c.weight", out, per_group, size, size, scale=(per_group * size * size) ** -0.5)
+        for part in ("weight", "bias", "running_mean"):
+            layer(f"{name}.bn.{part}", out, scale=0.3)
+        encoder[f"{name}.bn.weight"] += 1
+        encoder[f"{name}.bn.running_var"] = 0.5 + torch.rand(out, generator=generator)
+        encoder[f"{name}.bn.num_batches_tracked"] = torch.tensor(7)
+
+    def linear(name: str, out: int, width: int) -> None:
+        layer(f"{name}.weight", out, width, scale=width**-0.5)
+        layer(f"{name}.bias", out, scale=0.1)
+
+    def norm(name: str, width: int) -> None:
+        encoder[f"{name}.weight"] = 1 + 0.1 * torch.randn(width, generator=generator)
+        layer(f"{name}.bias", width, scale=0.1)
+
+    def expanded(name: str, width: int, inner: int, out: int) -> None:
+        convolution(f"{name}.conv1", inner, width, 1)
+        convolution(f"{name}.conv2", inner, 1, 3)
+        convolution(f"{name}.conv3", out, inner, 1)
+
+    widths = (8, 12, 15, 20)
+    convolution("patch_embed.seq.0", 4, 3, 3)
+    convolution("patch_embed.seq.2", widths[0], 4, 3)
+    expanded("layers.0.blocks.0", 8, 32, 8)
+    for stage, (blocks, heads, window) in enumerate(((1, 2, 5), (2, 3, 7), (1, 4, 5)), start=1):
+        expanded(f"layers.{stage - 1}.downsample", widths[stage - 1], widths[stage], widths[stage])
+        for block in range(blocks):
+            name, width = f"layers.{stage}.blocks.{block}", widths[stage]
+            layer(f"{name}.attn.attention_biases", heads, window * window)
+            norm(f"{name}.attn.norm", width)
+            linear(f"{name}.attn.qkv", 3 * width, width)
+            linear(f"{name}.attn.proj", width, width)
+            convolution(f"{name}.local_conv", width, 1, 3)
+            norm(f"{name}.mlp.norm", width)
+            linear(f"{name}.mlp.fc1", 2 * width, width)
+            linear(f"{name}.mlp.fc2", width, 2 * width)
+    # what it was trained with as a classifier is still in the file
+    norm("norm_head", widths[-1])
+    linear("head", 10, widths[-1])
+    out = len(sam["image_encoder.neck.0.weight"])
+    layer("neck.0.weight", out, widths[-1], 1, 1, scale=widths[-1] ** -0.5)
+    norm("neck.1", out)
+    layer("neck.2.weight", out, out, 3, 3, scale=(9 * out) ** -0.5)
+    norm("neck.3", out)
+    tensors = {name: tensor for name, tensor in sam.items() if not name.startswith("image_encoder.")}
+    tensors |= {f"image_encoder.{name}": tensor for name, tensor in encoder.items()}
+    torch.save(tensors, path)
+    return tensors
+
+
 PIECES = ("red", "mug", "ball", "blue")
 
 

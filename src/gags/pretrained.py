@@ -181,7 +181,8 @@ def _missing(family: Family, hub_name: str, reason: str) -> str:
 
 
 def _accepted(family: Family) -> str:
-    return f"a folder in transformers form{', a .pth file of Meta' if family.file else ''} or a hub name such as {family.default}"
+    file = ", a .pth file of Meta, mobile_sam.pt" if family.file else ""
+    return f"a folder in transformers form{file} or a hub name such as {family.default}"
 
 
 def identify(path: Path) -> str:

@@ -146,6 +146,20 @@ class Run:
         """``encoder`` as the run's masks were encoded with it: adapted to the scene."""
         return adapted(self.encoder, stored_prior(self.folder.finished_stage("features")))
 
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """The model that made the masks."""
+        if self.segmenter_override is not None:
+            return self.segmenter_override
+        config = self.description["config"]
+        segmenter = make_segmenter(config["segmenter"], config.get("segmenter_weights"))
+        if segmenter.name != self.description["segmenter"]:
+            raise GagsError(
+                f"{self.folder.path('run.json')}: expected the segmenter that the run was made with "
+                f"({self.description['segmenter']}), found {segmenter.name}; put its weights back, or run again"
+            )
+        return segmenter
+
     def query_config(self, config: QueryConfig) -> QueryConfig:
         """``config``, with the reference's quirks where the run was made with them."""
         quirks = config.reference_quirks or bool(self.description["config"].get("reference_quirks"))
@@ -335,11 +349,6 @@ def _link(source: str, target: str) -> None:
         shutil.copyfile(source, target)
 
 
-def _segmenter(run: Run) -> Segmenter:
-    config = run.description["config"]
-    return make_segmenter(config["segmenter"], config.get("segmenter_weights"))
-
-
 def _teacher(run: Run, names: set[str]) -> tuple[Mapping[str, ViewMasks], Mapping[str, Float[Tensor, "mask width"]]]:
     """Masks and features of these views; those that were held out are segmented and encoded now, for evaluation alone."""
     held_out = {view.name for view in run.scene.held_out_views} & names
@@ -356,13 +365,12 @@ def _teacher(run: Run, names: set[str]) -> tuple[Mapping[str, ViewMasks], Mappin
     made_by = run.folder.finished_stage("masks").ingredients
     segment_config = SegmentConfig(**made_by["segment"])
     encode_config = EncodeConfig(**run.folder.finished_stage("features").ingredients["encode"])
-    segmenter = run.segmenter_override or _segmenter(run)
     depths = dict(run.depths) | {
         view.name: render(run.gaussians, view.camera.limited(segment_config.max_side_px)).depth
         for view in scene.training_views
         if view.name in held_out
     }
-    masks = dict(segment(scene, run.gaussians, depths, segmenter, segment_config, skip=others))
+    masks = dict(segment(scene, run.gaussians, depths, run.segmenter, segment_config, skip=others))
     embeddings = dict(encode(scene, masks, run.tile_encoder, encode_config, skip=others))
     trained = names & set(run.masks)
     return (

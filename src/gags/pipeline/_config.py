@@ -40,7 +40,8 @@ class RunConfig:
     segmenter: SegmenterName = "hierarchy"
     """Segmentation model: hierarchy is built in; sam and sam2 need weights."""
     segmenter_weights: str | None = None
-    """Weights of sam or sam2: a folder in transformers form, a hub name or (sam) Meta's .pth; None: the largest model."""
+    """Weights of sam or sam2: a folder in transformers form, a hub name or (sam) Meta's .pth or MobileSAM's
+    .pt; None: the largest model."""
     encoder: EncoderName = "conse"
     """Vision-language model: conse is built in; clip (the paper's) and siglip need weights."""
     encoder_weights: str | None = None

@@ -108,7 +108,8 @@ def rasterization(
     if packed or wanted:
         named = ", ".join((["packed"] if packed else []) + sorted(wanted))
         raise GagsError(
-            f"rasterization on CPU tensors: expected none of gsplat's CUDA options, found {named}; leave them out"
+            f"rasterization on CPU tensors: expected none of gsplat's CUDA options, found {named}; leave them out, or check "
+            "their spelling"
         )
     limits = (near_plane, far_plane, eps2d, radius_clip, rasterize_mode == "antialiased")
     info = _projected(means, quats, scales, opacities, viewmats, Ks, (width, height), limits, tile_size)

@@ -18,7 +18,7 @@ def make_segmenter(name: SegmenterName = "hierarchy", weights: str | Path | None
 
     Args:
         name: "hierarchy" is built in; "sam" and "sam2" have weights.
-        weights: a folder in transformers form, a hub name, or (sam) a .pth file of Meta's; None: the largest model.
+        weights: a folder in transformers form, a hub name, or (sam) a .pth file of Meta's or MobileSAM's .pt; None: the largest.
 
     Raises:
         GagsError: an unknown name, weights that are not to be had, or weights given to the built-in segmenter.

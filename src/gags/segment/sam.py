@@ -1,6 +1,7 @@
-"""SAM and SAM 2 behind the segmenter protocol, through transformers.
+"""SAM, MobileSAM and SAM 2 behind the segmenter protocol, through transformers.
 
-SAM: Kirillov et al., *Segment Anything*, ICCV 2023; SAM 2: Ravi et al., *SAM 2: Segment Anything in Images and Videos*, ICLR 2025.
+SAM: Kirillov et al., *Segment Anything*, ICCV 2023; SAM 2: Ravi et al., *SAM 2: Segment Anything in Images and Videos*, ICLR 2025;
+MobileSAM: Zhang et al., *Faster Segment Anything*, 2023.
 A point is ambiguous, so both answer it with three masks: subpart, part and whole are their three multimask outputs in order.
 """
 
@@ -20,6 +21,7 @@ from torch.nn.functional import interpolate, pad
 
 from gags.devices import best_device
 from gags.pretrained import FAMILIES, check_folder, find_weights, identify, image_statistics, load_model
+from gags.segment._meta_sam import check_meta_sam, load_meta_sam
 from gags.segment._types import MaskProposals
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -29,7 +31,7 @@ STABILITY_OFFSET = 1.0
 
 
 class SamSegmenter:
-    """SAM or SAM 2: a ``Segmenter``. The weights are found at once and loaded with the first image.
+    """SAM, MobileSAM or SAM 2: a ``Segmenter``. The weights are found at once and loaded with the first image.
 
     The image encoder, which takes nearly all of the time, runs in bfloat16 on a CUDA card (SAM 2's own choice) and in float32
     elsewhere; prompts and masks are always float32, for a half-precision coordinate would miss its pixel.
@@ -45,7 +47,8 @@ class SamSegmenter:
         """Find the weights.
 
         Args:
-            weights: a folder in transformers form, a hub name, or (SAM) a .pth file of Meta's; None: the largest model.
+            weights: a folder in transformers form, a hub name, or (SAM) a .pth file of Meta's or MobileSAM's .pt; None: the
+                largest model.
             device, encoder_dtype: None: by what the machine has.
 
         Raises:
@@ -54,7 +57,10 @@ class SamSegmenter:
         family = FAMILIES[generation]
         self._generation = generation
         self._path = find_weights(family, weights)
-        if not (generation == "sam" and self._path.is_file()):
+        if generation == "sam" and self._path.is_file():
+            # now, and not after the hours before the first image
+            check_meta_sam(self._path)
+        else:
             check_folder(family, self._path)
         self._device = device or best_device()
         self._encoder_dtype = encoder_dtype or (torch.bfloat16 if self._device.type == "cuda" else torch.float32)
@@ -63,8 +69,6 @@ class SamSegmenter:
     @cached_property
     def _model(self) -> Any:
         import transformers
-
-        from gags.segment._meta_sam import load_meta_sam
 
         if self._path.is_file():
             return load_meta_sam(self._path).to(self._device)
