@@ -163,6 +163,14 @@ def test_tensors_of_another_model_are_refused(change: Change, at_once: bool, wei
         segmenter.prepare(picture(), None)
 
 
+def test_a_tensor_too_many_is_named(weights: Path) -> None:
+    tensors = encoder_tensors(weights) | {"layers.1.blocks.0.more": torch.zeros(3)}
+    with pytest.raises(
+        ValueError, match=r"^1 tensors that TinyViT has not, such as image_encoder\.layers\.1\.blocks\.0\.more$"
+    ):
+        TinyVit(tensors)
+
+
 def test_a_foreign_file_is_refused_before_the_first_image(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("about this model")
     with pytest.raises(

@@ -51,9 +51,10 @@ class TinyVit(nn.Module):
             _convolution(tensors, "neck.2"),
             _ChannelNorm(tensors, "neck.3"),
         )
-        left = {name for name in tensors if not name.endswith("num_batches_tracked")} - tensors.names
         # the classifier that it was before
-        if left - {f"{layer}.{part}" for layer in ("norm_head", "head") for part in ("weight", "bias")}:
+        of_classifier = {f"{layer}.{part}" for layer in ("norm_head", "head") for part in ("weight", "bias")}
+        left = {name for name in tensors if not name.endswith("num_batches_tracked")} - tensors.names - of_classifier
+        if left:
             raise ValueError(f"{len(left)} tensors that TinyViT has not, such as image_encoder.{min(left)}")
         with torch.no_grad():
             # whether the widths fit each other shows here
