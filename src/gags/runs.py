@@ -134,11 +134,7 @@ class Run:
             return self.encoder_override
         config = self.description["config"]
         encoder = make_encoder(config["encoder"], config.get("encoder_weights"))
-        if encoder.name != self.description["encoder"]:
-            raise GagsError(
-                f"{self.folder.path('run.json')}: expected the encoder that the run was made with "
-                f"({self.description['encoder']}), found {encoder.name}; put its weights back, or run again"
-            )
+        self._require_same("encoder", encoder.name)
         return encoder
 
     @cached_property
@@ -153,12 +149,16 @@ class Run:
             return self.segmenter_override
         config = self.description["config"]
         segmenter = make_segmenter(config["segmenter"], config.get("segmenter_weights"))
-        if segmenter.name != self.description["segmenter"]:
-            raise GagsError(
-                f"{self.folder.path('run.json')}: expected the segmenter that the run was made with "
-                f"({self.description['segmenter']}), found {segmenter.name}; put its weights back, or run again"
-            )
+        self._require_same("segmenter", segmenter.name)
         return segmenter
+
+    def _require_same(self, model: Literal["encoder", "segmenter"], found: str) -> None:
+        """Raise a GagsError where a model is not the one that the run was made with."""
+        if found != self.description[model]:
+            raise GagsError(
+                f"{self.folder.path('run.json')}: expected the {model} that the run was made with "
+                f"({self.description[model]}), found {found}; put its weights back, or run again"
+            )
 
     def query_config(self, config: QueryConfig) -> QueryConfig:
         """``config``, with the reference's quirks where the run was made with them."""

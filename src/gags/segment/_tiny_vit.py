@@ -34,6 +34,7 @@ class TinyVit(nn.Module):
         self.stem = nn.Sequential(
             _convolution(tensors, "patch_embed.seq.0", 2), nn.GELU(), _convolution(tensors, "patch_embed.seq.2", 2)
         )
+        # the stem has halved the picture twice
         stride, stages = 4, list[nn.Module]()
         for stage in range(count_numbers(tensors, r"layers\.(\d+)\.")):
             name = f"layers.{stage}"

@@ -2,7 +2,7 @@
 
 SAM: Kirillov et al., *Segment Anything*, ICCV 2023; SAM 2: Ravi et al., *SAM 2: Segment Anything in Images and Videos*, ICLR 2025;
 MobileSAM: Zhang et al., *Faster Segment Anything*, 2023.
-A point is ambiguous, so both answer it with three masks: subpart, part and whole are their three multimask outputs in order.
+A point is ambiguous, so all answer it with three masks: subpart, part and whole are their three multimask outputs in order.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STABILITY_OFFSET = 1.0
 class SamSegmenter:
     """SAM, MobileSAM or SAM 2: a ``Segmenter``. The weights are found at once and loaded with the first image.
 
-    The image encoder, which takes nearly all of the time, runs in bfloat16 on a CUDA card (SAM 2's own choice) and in float32
+    The image encoder runs in bfloat16 on a CUDA card (SAM 2's own choice) and in float32
     elsewhere; prompts and masks are always float32, for a half-precision coordinate would miss its pixel.
     """
 
