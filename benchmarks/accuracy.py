@@ -8,8 +8,10 @@ On a finished run and labels of some of its views:
   labelled object the IoU of the best mask (oracle IoU), by level and over the levels, and how well that mask's outline is the
   label's (F-measure of boundary pixels that have one of the other within 2 px).
 - *encoder*: given the labelled mask itself, the rank of its phrase among all labels' phrases and names of other things in a
-  household. Within reach are phrases whose noun is, or ends, the name of an ImageNet class. And whether the mask is the one of
-  its photograph's labelled masks that fits the phrase best (what localisation needs).
+  household. Within reach are phrases whose noun is, or ends, the name of an ImageNet class. Whether the mask is the one of
+  its photograph's labelled masks that fits the phrase best (what localisation needs). And how often a labelled mask is nearer
+  than to every canonical negative to its phrase, to the phrases of other things, and to the other names. With the scene prior
+  that the run has, and without.
 - *teacher*: each view's own masks and features, no 3D. *Field*: the run's fields, both protocols.
 - *ceiling*: perfect masks and features: labels voted into 3D by the labelled views and rendered back, scored like a field;
   and cut at one half, without the queries' smoothing. What is missing is geometry's (and the smoothing's).
@@ -40,7 +42,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from gags.encode import EncodeConfig, encode, make_tiles
+from gags.encode import ImageTextEncoder, encode, make_tiles
 from gags.errors import GagsError
 from gags.evaluate import Evaluation, FrameLabels, Labels, evaluate
 from gags.images import (
@@ -56,7 +58,7 @@ from gags.images import (
 from gags.query import Hit, QueryConfig, find, relevancy_maps, teacher_relevancy
 from gags.rasterize import blend_weights, render
 from gags.runs import FIELD_KINDS, Run, evaluate_run, labelled_views, open_run
-from gags.segment import LEVELS, SegmentConfig, ViewMasks, segment
+from gags.segment import LEVELS, ViewMasks, segment
 
 _HOUSEHOLD = (
     "lamp,curtain,window,book,table,cup,plate,keyboard,monitor,speaker,guitar,shoe,hat,clock,mirror,"
@@ -76,8 +78,7 @@ def segmented(
     scene = replace(
         run.scene, views=tuple(replace(v, held_out=v.held_out and v.name not in names) for v in run.scene.views)
     )
-    made_by = run.folder.finished_stage("masks").ingredients
-    config = replace(SegmentConfig(**made_by["segment"]), seed=seed)
+    config = replace(run.segment_config, seed=seed)
     depths = dict(run.depths)
     for view in scene.training_views:
         if view.name not in depths:
@@ -106,8 +107,7 @@ class WithoutDepth:
 def encoded(run: Run, masks: Mapping[str, ViewMasks]) -> dict[str, Float[Tensor, "mask width"]]:
     """Features of these masks with the run's encoder."""
     views = tuple(replace(view, held_out=view.name not in masks) for view in run.scene.views)
-    config = EncodeConfig(**run.folder.finished_stage("features").ingredients["encode"])
-    return dict(encode(replace(run.scene, views=views), masks, run.tile_encoder, config))
+    return dict(encode(replace(run.scene, views=views), masks, run.tile_encoder, run.encode_config))
 
 
 def smaller(mask: Bool[Tensor, "height width"], height: int, width: int) -> Bool[Tensor, "new_height new_width"]:
@@ -170,16 +170,17 @@ def within_reach(phrase: str) -> bool:
     return words[-1] in ends or " ".join(words[-2:]) in names
 
 
-def measure_encoder(run: Run, labels: Labels, config: QueryConfig) -> dict[str, Any]:
+def measure_encoder(run: Run, encoder: ImageTextEncoder, labels: Labels, config: QueryConfig) -> dict[str, Any]:
     """Ranks of the right phrases for labelled masks, and of the right masks for phrases."""
-    encoder = run.tile_encoder
+    made_with = run.encode_config
     owners = [(frame.image_name, label.category) for frame in labels.frames for label in frame.labels]
     tiles = []
     for frame in labels.frames:
         if frame.labels:
             photograph = read_image(run.scene.view(frame.image_name).image_path)
             image = resize_image(photograph, frame.width, frame.height)
-            tiles.append(make_tiles(image, frame_masks(frame), encoder.tile_px))
+            masks = frame_masks(frame)
+            tiles.append(make_tiles(image, masks, encoder.tile_px, made_with.outside, made_with.reference_quirks))
     vectors = torch.cat([encoder.encode_tiles(batch) for batch in tiles])
     asked = [*labels.phrases, *(name for name in DISTRACTORS if name not in labels.phrases)]
     likeness = vectors @ encoder.encode_phrases(asked).T
@@ -192,7 +193,9 @@ def measure_encoder(run: Run, labels: Labels, config: QueryConfig) -> dict[str, 
         first.append(max(rivals, key=lambda other, column=column: float(margin[other, column])) == row)
     every = [rank for of_phrase in ranks.values() for rank in of_phrase]
     reach = [rank for phrase, of_phrase in ranks.items() if within_reach(phrase) for rank in of_phrase]
-    positive = [float(margin[row, asked.index(phrase)]) > 0 for row, (_, phrase) in enumerate(owners)]
+    nearer = margin > 0
+    own = torch.tensor([[phrase == of_mask for phrase in labels.phrases] for _, of_mask in owners])
+    of_labels, of_names = nearer[:, : len(labels.phrases)], nearer[:, len(labels.phrases) :]
     return {
         "objects": len(every),
         "phrases": len(asked),
@@ -201,8 +204,9 @@ def measure_encoder(run: Run, labels: Labels, config: QueryConfig) -> dict[str, 
         "objects_within_reach": len(reach),
         "top_3_within_reach": statistics.fmean(rank <= 3 for rank in reach) if reach else None,
         "best_mask_of_its_photograph": statistics.fmean(first),
-        "above_the_negatives": statistics.fmean(positive),
-        "others_above_the_negatives": float((margin[:, len(labels.phrases) :] > 0).float().mean()),
+        "own_phrase_above_the_negatives": float(of_labels[own].float().mean()),
+        "phrases_of_others_above_the_negatives": float(of_labels[~own].float().mean()),
+        "other_names_above_the_negatives": float(of_names.float().mean()),
         "median_rank": {phrase: statistics.median(of_phrase) for phrase, of_phrase in sorted(ranks.items())},
     }
 
@@ -320,11 +324,12 @@ def write_page(
             # the queries' kernels are meant for pictures of the labels' size
             kernel = max(1, round(config.kernel_px * width / frame.width))
             hit = find(label.category, found_map, replace(config, kernel_px=kernel))
-            name = f"{Path(frame.image_name).stem}_{label.category.replace(' ', '_')}.jpg"
+            name = f"{len(rows):03d}.jpg"
             write_image(folder / name, strip(photo, target, common, hit))
             iou = float(ious(hit.mask[None], target)[0])
             low, high = found_map.aminmax()
-            text = f"{label.category}, {frame.image_name}: IoU {iou:.2f}, best mask {float(ious(view.masks, target).max()):.2f}, "
+            best = float((ious(view.masks, target) * (view.granularity > 0)).max())
+            text = f"{label.category}, {frame.image_name}: IoU {iou:.2f}, best mask {best:.2f}, "
             rows.append((iou, f"{text}relevancy {low:.3f} to {high:.3f}", name))
     body = "".join(f"<p>{html.escape(text)}<br><img src='{name}'></p>\n" for _, text, name in sorted(rows))
     title = "<!doctype html><meta charset=utf-8><title>Labelled objects, worst first</title>\n"
@@ -359,6 +364,11 @@ def measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
     labels = Labels(tuple(frame for _, frame in labelled_views(run, options.labels)))
     config = run.query_config(QueryConfig())
     names, wanted = set(labels.image_names), set(PARTS) - set(options.skip)
+    kinds = options.fields or [run.default_field]
+    if "field" in wanted or options.page:
+        # what is not there is said before the work, not after
+        for kind in kinds:
+            run.field(kind)
     found: dict[str, Any] = {}
     made = []
     if wanted & {"segmenter", "teacher"} or options.page:
@@ -369,13 +379,16 @@ def measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
         found["segmenter without depth"] = measure_segmenter(labels, segmented(run, names, 0, with_depth=False)[0])
         show("segmenter without depth", found["segmenter without depth"])
     if "encoder" in wanted:
-        found["encoder"] = measure_encoder(run, labels, config)
+        found["encoder"] = measure_encoder(run, run.tile_encoder, labels, config)
         show("encoder", found["encoder"])
+        if run.encode_config.scene_prior:
+            found["encoder without scene prior"] = measure_encoder(run, run.encoder, labels, config)
+            show("encoder without scene prior", found["encoder without scene prior"])
     if "teacher" in wanted:
         taught = [measure_teacher(run, labels, masks, encoded(run, masks), config) for masks in made]
         found["teacher"] = spread([summary(evaluation) for evaluation in taught])
         show("teacher", found["teacher"])
-    for kind in options.fields if "field" in wanted else ():
+    for kind in kinds if "field" in wanted else ():
         for protocol in ("rendered", "selected"):
             title = f"{kind}, {protocol}"
             found[title] = summary(evaluate_run(run, options.labels, kind, QueryConfig(), protocol))
@@ -384,7 +397,7 @@ def measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
         found["ceiling"] = measure_ceiling(run, labels, config)
         show("ceiling", found["ceiling"])
     if options.page:
-        write_page(run, labels, options.fields[0], config, options.page, made[0])
+        write_page(run, labels, kinds[0], config, options.page, made[0])
     return found
 
 
@@ -393,18 +406,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--labels", type=Path, required=True)
-    parser.add_argument("--fields", nargs="+", choices=FIELD_KINDS, default=["galift"])
+    parser.add_argument(
+        "--fields", nargs="+", choices=FIELD_KINDS, help="the one that the run was made with, unless named"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--skip", nargs="*", choices=PARTS, default=[])
     parser.add_argument("--page", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/accuracy.json"))
     options = parser.parse_args()
+    if options.seeds < 1:
+        parser.error(f"--seeds: expected at least 1, found {options.seeds}")
     run = open_run(options.run)
     found = measure(run, options)
     versions = {name: version(name) for name in ("gags", "higra", "numpy", "torch")} | {
         "python": platform.python_version()
     }
-    report = {"run": str(options.run), "versions": versions, "seeds": options.seeds, **found}
+    about = {"run": str(options.run), "machine": platform.platform(), "versions": versions, "seeds": options.seeds}
+    report = about | found
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"\nwritten to {options.out}")

@@ -179,6 +179,21 @@ def test_an_encoder_is_adapted_to_the_scene_once(finished: Run, tiny_scene: Path
     torch.testing.assert_close(resumed.embeddings[first.name], raw)
 
 
+def test_settings_of_another_version_are_named(finished: Run, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(finished.folder.root, out)
+    path = out / "masks" / "stage.json"
+    record = read_json(path)
+    record["ingredients"]["segment"]["of_the_future"] = 1
+    write_json(path, record)
+    copy = open_run(out, tiny.TrueEncoder())
+    assert copy.encode_config == finished.encode_config == TINY.encode
+    with pytest.raises(
+        GagsError, match="expected masks made with settings that this version of gags has, found of_the_future"
+    ):
+        _ = copy.segment_config
+
+
 def test_a_field_of_earlier_splats_is_not_asked(finished: Run, tiny_scene: Path, tmp_path: Path) -> None:
     out = tmp_path / "copy"
     shutil.copytree(finished.folder.root, out)

@@ -6,7 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -62,6 +62,7 @@ TRAINING_QUALITY = "metrics/training_views.json"
 PRIOR_FILE = "%prior.safetensors"
 """Beside the features: what their encoder was adapted by. No view's ``file_name`` has a percent sign before a letter."""
 Product = TypeVar("Product")
+Settings = TypeVar("Settings", SegmentConfig, EncodeConfig)
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,26 @@ class Run:
     def tile_encoder(self) -> ImageTextEncoder:
         """``encoder`` as the run's masks were encoded with it: adapted to the scene."""
         return adapted(self.encoder, stored_prior(self.folder.finished_stage("features")))
+
+    @property
+    def segment_config(self) -> SegmentConfig:
+        """What the masks were made with."""
+        return self._settings("masks", "segment", SegmentConfig)
+
+    @property
+    def encode_config(self) -> EncodeConfig:
+        """What the features were made with."""
+        return self._settings("features", "encode", EncodeConfig)
+
+    def _settings(self, stage: str, name: str, kind: type[Settings]) -> Settings:
+        """Settings of a stage as it noted them."""
+        noted = self.folder.finished_stage(stage).ingredients[name]
+        if unknown := sorted(noted.keys() - {field.name for field in fields(kind)}):
+            raise GagsError(
+                f"{self.folder.root}: expected {stage} made with settings that this version of gags has, found "
+                f"{', '.join(unknown)}; make them again: the command of 'gags run' that made the run"
+            )
+        return kind(**noted)
 
     @cached_property
     def segmenter(self) -> Segmenter:
@@ -362,9 +383,7 @@ def _teacher(run: Run, names: set[str]) -> tuple[Mapping[str, ViewMasks], Mappin
     views = tuple(replace(view, held_out=view.held_out and view.name not in names) for view in run.scene.views)
     scene = replace(run.scene, views=views)
     others = {view.name for view in scene.training_views} - held_out
-    made_by = run.folder.finished_stage("masks").ingredients
-    segment_config = SegmentConfig(**made_by["segment"])
-    encode_config = EncodeConfig(**run.folder.finished_stage("features").ingredients["encode"])
+    segment_config, encode_config = run.segment_config, run.encode_config
     depths = dict(run.depths) | {
         view.name: render(run.gaussians, view.camera.limited(segment_config.max_side_px)).depth
         for view in scene.training_views

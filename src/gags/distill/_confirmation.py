@@ -1,7 +1,8 @@
 """How far the other views confirm a mask: objects are cut out alike from everywhere, accidents of one picture are not.
 
 A mask is, in 3D, the Gaussians that it shows. In every other view that sees most of them, the mask that is most alike (IoU of
-the two sets, among the Gaussians that both views see) says how far that view confirms it. The idea of telling objects by the views'
+the two sets, among the Gaussians that both views see) says how far that view confirms it. Here a view sees a Gaussian where it
+shows and labels it: what it left unlabelled it says nothing about. The idea of telling objects by the views'
 consensus is MaskClustering's (Yan et al., CVPR 2024), which merges masks by it; here it is what a mask's vote weighs.
 """
 

@@ -12,7 +12,7 @@ Beside the classes are eleven named colours: a tile's from its pixels, a phrase'
 The idea is ConSE's (Norouzi et al., "Zero-shot learning by convex combination of semantic embeddings", ICLR 2014), which takes
 the picture to the space of sentences: there it is the mean of its classes' embeddings. But a mean of unlike classes resembles
 a third one, and views that disagree add up to it. Here they add up class by class. On labelled crops among 63 phrases the right
-one is among the first three for 57 % instead of 28 % (before colours; benchmarks/README.md).
+one is among the first three for 57 % instead of 28 % (both before colours).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class ConseConfig:
     """Settings of the built-in encoder."""
 
     tile_px: int = 192
-    """Side of the tiles. The classifier was trained at 260, which takes twice the time and was no better on crops."""
+    """Side of the tiles. The classifier was trained at 260, which takes twice the time and makes worse fields."""
     temperature: float = 0.08
     """Sharpness of a phrase's distribution: cosines of MiniLM are divided by it. Small: the nearest class name alone."""
     tile_temperature: float = 0.75

@@ -262,8 +262,6 @@ def _merge_tree(
     for node in range(len(parents) - 2, -1, -1):
         first[node] = free[node] = free[parents[node]]
         free[parents[node]] += counts[node]
-    # Higra reports every merge but the last.
-    merging.areas[-1] = superpixels.size
     return MergeTree(parents, altitudes, merging.areas, first, first + counts)
 
 
