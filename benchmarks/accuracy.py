@@ -7,6 +7,8 @@ On a finished run and labels of some of its views:
 - *segmenter*: the labelled views are segmented anew with the run's settings, with and without the rendered depth; for each
   labelled object the IoU of the best mask (oracle IoU), by level and over the levels, and how well that mask's outline is the
   label's (F-measure of boundary pixels that have one of the other within 2 px).
+- *consistency*: how well the views agree about the features of a Gaussian, over all training views (``gags evaluate
+  --consistency``).
 - *encoder*: given the labelled mask itself, the rank of its phrase among all labels' phrases and names of other things in a
   household. Within reach are phrases whose noun is, or ends, the name of an ImageNet class. Whether the mask is the one of
   its photograph's labelled masks that fits the phrase best (what localisation needs). And how often a labelled mask is nearer
@@ -44,7 +46,7 @@ from torch.nn import functional
 
 from gags.encode import ImageTextEncoder, encode, make_tiles
 from gags.errors import GagsError
-from gags.evaluate import Evaluation, FrameLabels, Labels, evaluate
+from gags.evaluate import ConsistencyConfig, Evaluation, FrameLabels, Labels, evaluate
 from gags.images import (
     colormap,
     draw_mask,
@@ -57,7 +59,7 @@ from gags.images import (
 )
 from gags.query import Hit, QueryConfig, find, relevancy_maps, teacher_relevancy
 from gags.rasterize import blend_weights, render
-from gags.runs import FIELD_KINDS, Run, evaluate_run, labelled_views, open_run
+from gags.runs import FIELD_KINDS, Run, evaluate_run, labelled_views, open_run, run_consistency
 from gags.segment import LEVELS, ViewMasks, segment
 
 _HOUSEHOLD = (
@@ -67,7 +69,7 @@ _HOUSEHOLD = (
     "scissors,towel,bucket,broom,fan,microwave,refrigerator,toaster,spoon"
 )
 DISTRACTORS = tuple(_HOUSEHOLD.split(","))
-PARTS = ("segmenter", "encoder", "teacher", "field", "ceiling")
+PARTS = ("segmenter", "consistency", "encoder", "teacher", "field", "ceiling")
 BOUNDARY_TOLERANCE_PX = 2
 
 
@@ -117,6 +119,7 @@ def smaller(mask: Bool[Tensor, "height width"], height: int, width: int) -> Bool
 
 def ious(masks: Bool[Tensor, "mask height width"], target: Bool[Tensor, "height width"]) -> Float[Tensor, " mask"]:
     """IoU of each mask with the target."""
+    # at least 1: two empty masks overlap by 0
     return (masks & target).flatten(1).sum(1) / (masks | target).flatten(1).sum(1).clamp(min=1)
 
 
@@ -127,6 +130,7 @@ def boundary_f(found: Bool[Tensor, "height width"], target: Bool[Tensor, "height
     if not edges[0].any() or not edges[1].any():
         return 0.0
     precision, recall = near[1][edges[0]].mean(), near[0][edges[1]].mean()
+    # without a pixel in common both are 0, and so is F
     return float(2 * precision * recall / max(precision + recall, 1e-9))
 
 
@@ -247,6 +251,7 @@ def measure_ceiling(run: Run, labels: Labels, config: QueryConfig) -> dict[str, 
         blend = blend_weights(run.gaussians, run.scene.view(frame.image_name).camera.resized(frame.width, frame.height))
         votes += blend.scatter(targets)
         weights += blend.scatter(torch.ones(len(targets), 1)) * asked
+    # Gaussians that no labelled view shows have neither votes nor weight: their share is 0
     shares = votes / weights.clamp(min=1e-9)
     halves: dict[str, list[float]] = {}
 
@@ -344,6 +349,7 @@ def strip(
 ) -> UInt8[Tensor, "height many_width 3"]:
     """Pictures of one labelled object side by side."""
     low, high = hit.relevancy.aminmax()
+    # a map that is the same everywhere is black
     stretched = colormap((hit.relevancy - low) / (high - low + 1e-9))
     found = draw_point(draw_mask(photo, hit.mask, (255, 60, 30)), hit.point_xy_px, (255, 255, 255))
     return torch.cat([draw_mask(photo, target, (60, 255, 60)), *common, stretched, found], dim=1)
@@ -378,6 +384,11 @@ def measure(run: Run, options: argparse.Namespace) -> dict[str, Any]:
         show("segmenter", found["segmenter"])
         found["segmenter without depth"] = measure_segmenter(labels, segmented(run, names, 0, with_depth=False)[0])
         show("segmenter without depth", found["segmenter without depth"])
+    if "consistency" in wanted:
+        agreement = run_consistency(run, ConsistencyConfig()).to_json()
+        pairs = {name: [*cosines.values()] for name, cosines in agreement.pop("cosine").items()}
+        found["consistency"] = agreement | {"cosine_same_and_different_gaussians": pairs}
+        show("consistency", found["consistency"])
     if "encoder" in wanted:
         found["encoder"] = measure_encoder(run, run.tile_encoder, labels, config)
         show("encoder", found["encoder"])

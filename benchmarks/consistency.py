@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from gags.encode import EncodeConfig, encode
+from gags.encode import encode
 from gags.evaluate import Consistency, ConsistencyConfig, consistency
 from gags.progress import track
 from gags.runs import Run, open_run
@@ -39,8 +39,7 @@ def measure(run: Run, config: SegmentConfig, every: int) -> tuple[Consistency, d
     made = segment(run.scene, run.gaussians, run.depths, run.segmenter, config, skip=others)
     masks = dict(track(made, f"segment ({config.prompts})", total=len(names)))
     scene = run.scene.holding_out(others)
-    encode_config = EncodeConfig(**run.description["config"]["encode"])
-    embeddings = dict(track(encode(scene, masks, run.tile_encoder, encode_config), "encode", total=len(names)))
+    embeddings = dict(track(encode(scene, masks, run.tile_encoder, run.encode_config), "encode", total=len(names)))
     fields = {str(kind): run.field(kind) for kind in run.field_kinds}
     fields = {name: field for name, field in fields.items() if field.knows_granularity}
     found = consistency(scene, run.gaussians, masks, embeddings, ConsistencyConfig(), fields)
@@ -73,8 +72,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures")
     arguments = parser.parse_args()
     run = open_run(arguments.run)
-    settings = run.description["config"]
-    base = SegmentConfig(**settings["segment"])
+    base = run.segment_config
     if arguments.min_per_side is not None:
         base = replace(base, min_per_side=arguments.min_per_side)
     ways = {"uniform": [replace(base, prompts="uniform")]}
